@@ -24,6 +24,7 @@ from harness.inspection.examples import CHUNK, COLUMNS, ExampleRows
 from harness.inspection.handed_on import hand_on
 from harness.reporting import ledger
 from harness.store import Store
+from harness.study import open_study
 
 LABEL = {"kind": "label", "recall": 0.5, "false_positive_rate": 0.2}
 VERIFIER = {"kind": "verifier", "score": "log_density", "at_least": -1.5, "false_reject": 0.1}
@@ -97,6 +98,14 @@ def test_counts_are_those_of_the_records(studies: Any) -> None:
             real = 20 if not generation or cell.regime.kind == "accumulate" else 10
             before = mine[mine["dropped_by"].isna() | (mine["dropped_by"] == "label")]
             assert (len(before), (before["origin"] == "real").sum()) == (size, real)
+
+
+def test_a_bundle_that_holds_longer_chains(studies: Any, tmp_path: Path) -> None:
+    """What a longer study wrote after the last generation that is asked for is not compared."""
+    _, store, _, _, config = studies["bundled"]
+    prepared, scratch = open_study(config, ("generations=1",), store)
+    with scratch:
+        assert len(prepared.chains) > 1 and not hand_on(prepared, store, tmp_path / "out")["differ"]
 
 
 def test_all_that_arrives_has_a_fate(make_config: Make, tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ from harness.reporting.rows import Rows
 from harness.reporting.samples import marked
 from harness.reporting.tables import summary_table, to_csv
 from harness.reporting.worth import worth_lines
+from harness.study import open_study
 
 HOSTILE = "</script><script>document.title='owned'</script><!-- \u202e=cmd()"
 AXES = ("learner.model.preset", "regime.kind", "regime.synthetic_ratio")
@@ -392,6 +393,17 @@ def test_the_sections_of_a_grid_in_closed_form(make_config: Make, tmp_path: Path
     found = costs(prepared, store)
     assert [line["phase"] for line in found["lines"]] == ["bundles of chains, all phases"]
     assert found["total"] > 0 and found["lines"][0]["disk"] > 0
+    # A study that has a tenth of the bundles' chains has about a tenth of their costs, and all parts are all.
+    seeds = [f"grid.seed={list(range(start, start + 4))}" for start in range(0, 40, 4)]
+    parts = []
+    for part in seeds:
+        own, scratch = open_study(config, (part,), store)
+        with scratch:
+            parts.append(costs(own, store))
+    assert sum(part["total"] for part in parts) == pytest.approx(found["total"])
+    assert sum(part["lines"][0]["disk"] for part in parts) == pytest.approx(
+        found["lines"][0]["disk"], rel=0.01
+    )
     page = build_report(prepared, store, rows, tmp_path / "report").read_text()
     for title in ("What a real example is worth", "Has generation 0 learned anything?", "What it has cost"):
         assert title in page

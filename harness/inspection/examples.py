@@ -162,7 +162,10 @@ class ExampleRows:
         by_chain = [(CHAIN, "ascending"), (GENERATION, "ascending")]
         mine = again.sort_by(by_chain)
         theirs = stored.set_column(0, CHAIN, stored[CHAIN].cast(pa.string())).sort_by(by_chain)
-        theirs = theirs.slice(0, len(mine)) if len(theirs) >= len(mine) else theirs
+        # A bundle may hold longer chains than the study asks for.
+        last = dict(zip(mine[CHAIN].to_pylist(), mine[GENERATION].to_pylist(), strict=True))
+        rows = zip(theirs[CHAIN].to_pylist(), theirs[GENERATION].to_pylist(), strict=True)
+        theirs = theirs.filter([number <= last.get(chain, -1) for chain, number in rows])
         same = np.full(len(mine), len(theirs) == len(mine))
         for name in names if same.all() else ():
             one, other = (t[name].cast(pa.float64()).to_numpy() for t in (mine, theirs))

@@ -67,12 +67,22 @@ def _committed(prepared: Prepared, store: Store) -> Iterable[str]:
 
 
 def _bundles(prepared: Prepared, store: Store) -> list[tuple[float, int]]:
-    """Seconds and bytes of every bundle that has a chain of the study."""
+    """Seconds and bytes of the study's chains in every bundle that has some: others' may be in it too."""
     if not prepared.bundles:
         return []
     places = store.bundles.index()
-    files = {places[chain.key].path for chain in prepared.bundles if chain.key in places}
-    return [(float(store.bundles.provenance(path.name)["seconds"]), size_of(path)) for path in sorted(files)]
+    sizes = Counter(place.path for place in places.values())
+    own: dict[Path, set[str]] = {}
+    for chain in prepared.bundles:
+        if chain.key in places:
+            own.setdefault(places[chain.key].path, set()).add(chain.key)
+    found = []
+    for path in sorted(own):
+        how, share = store.bundles.provenance(path.name), len(own[path]) / sizes[path]
+        each, equal = how.get("chain_seconds", {}), float(how["seconds"]) / sizes[path]
+        seconds = sum(each.get(key, equal) for key in own[path])  # earlier versions did not say it
+        found.append((seconds, round(size_of(path) * share)))
+    return found
 
 
 def size_of(path: Path) -> int:

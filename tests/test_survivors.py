@@ -7,21 +7,25 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundled import run_bundles
 from conftest import Make
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 
 from harness.config.naming import cell_name
-from harness.reporting import figures
-from harness.reporting.analysis import critical_ratios
+from harness.inventory import StoredChains
+from harness.reporting import figures, ledger
+from harness.reporting.analysis import critical_ratios, losses
 from harness.reporting.claims import judge
 from harness.reporting.lettering import letter
+from harness.reporting.populations import population_table
 from harness.reporting.rows import Rows
 from harness.reporting.statistics import Aggregate, aggregate, curves
 from harness.reporting.tables import critical_table, summary_table
 from harness.store import Store
 from harness.study import open_study
+from harness.tracking.views import Views, of_bundles
 
 RATIO = "regime.synthetic_ratio"
 
@@ -288,3 +292,73 @@ def test_rows_kept_as_columns_are_the_same_rows(rows: list[dict[str, Any]]) -> N
     assert [{k: v for k, v in row.items() if v is not None} for row in kept] == there
     assert len(kept) == len(rows) == kept.to_arrow().num_rows
     assert set(kept.names) >= {name for row in rows for name in row}
+
+
+WILD = {"kind": "gaussian", "init": "previous", "merge": 1.15}
+MEMBERS: dict[str, Any] = {
+    "experiment": "writers",
+    "data": {"source": "gaussian", "num_examples": 40, "dim": 4},
+    "learner": {"kind": "gaussian"},
+    "population": {"members": {"a": {}, "b": {"set": {"learner": WILD}}}, "exchange": "ring"},
+    "generations": 4,
+    "grid": {"seed": {"from": 0, "count": 12}},
+    "claims": [
+        {
+            "text": "the population collapses",
+            "source": "here",
+            "statistic": {"metric": "gaussian/log_variance", "over": "mean"},
+            "below": 0.0,
+        }
+    ],
+    "tracking": {"wandb": "disabled"},
+}
+
+
+def test_chains_whose_writers_have_diverged(make_config: Make, tmp_path: Path) -> None:
+    """They cannot go on, so those that can are a selection: as where they have diverged themselves."""
+    prepared, store = run_bundles(make_config(MEMBERS), tmp_path / "root")
+    rows = ledger.rows(prepared, store)
+    stored = StoredChains(prepared, store)
+    ends = {chain.id: stored.of(chain).progress(chain) for chain in prepared.chains}
+    mine, theirs = (curves(rows, ["member"], "gaussian/log_variance")[(name,)] for name in ("a", "b"))
+    states = [ends[chain.id][1].state for chain in prepared.chains if prepared.axes(chain)["member"] == "a"]
+    stopped = states.count("unreachable")
+    assert 0 < stopped < 12 and "diverged" not in states
+    assert (mine[4].diverged, len(mine[4].values), mine[4].low) == (stopped, 12 - stopped, None)
+    assert mine[0].low is not None and theirs[4].diverged >= stopped
+    (population,) = [
+        line for line in population_table(prepared, store, rows)["lines"] if line["generation"] == 4
+    ]
+    assert "*" in population["mean"] or population["mean"] == "diverged"
+    (verdict,) = judge(prepared, rows)
+    assert verdict.verdict == "undecided" and verdict.low is None and "diverged" in verdict.reason
+    views = Views(prepared, store)
+    (item,) = [item for item in of_bundles(prepared) if prepared.axes(item.chains[0])["member"] == "a"]
+    last = views.view(item).generations[-1].record.metrics
+    assert last["seeds/diverged"] == stopped and "gaussian/log_variance.low" not in last
+
+
+def test_what_a_learner_does_not_measure_is_empty(make_config: Make, tmp_path: Path) -> None:
+    """A healthy cell of another learner is not "not finite"."""
+    config = {**MEMBERS, "population": None, "claims": [], "generations": 1}
+    config["grid"] = {"learner": [{"kind": "gaussian"}, {"kind": "kde"}], "seed": [0, 1, 2]}
+    config["data"] = {"source": "gaussian", "num_examples": 20}
+    prepared, store = run_bundles(make_config(config), tmp_path / "root")
+    rows = ledger.rows(prepared, store)
+    lines = summary_table(rows, ["learner.kind"])["lines"]
+    shown = {line["cell"][0]: line["points"] for line in lines}
+    assert shown["kde"] == ["", ""] and all("not finite" not in point for point in shown["gaussian"])
+    assert len(curves(rows, ["learner.kind"], "test/nll")[("kde",)]) == 2
+
+
+def test_shares_of_chains_that_ended_before() -> None:
+    """What has diverged or is not finished has not kept a share for good."""
+    known = ([0.2, 0.0, 0.0], [0.2, 0.1, 0.1], [0.2, 0.1, None], [0.2, 0.1])
+    rows = [
+        {**row, "share/far": row["test/nll"]}
+        for seed, values in enumerate(known)
+        for row in chain(seed, values)
+    ]
+    (found,) = losses(rows, [])
+    assert found.text == "in 1 of 2; median generation 1, 1 to 1; 1 diverged before; 1 not finished"
+    assert found.by_seed == "0: 1, 1: never, 2: diverged in 2, 3: not by 1"

@@ -121,3 +121,11 @@ class StoredChains:
     def of(self, chain: Chain) -> Stored:
         """What holds a chain; all chains of a cell are kept in the same way."""
         return self._of_cell[chain.cell]
+
+    def stopped(self, chain: Chain) -> int | None:
+        """The generation that a chain lacks for good, as one that writes for it has diverged; else None."""
+        spec = self.look().prepared.specs[chain.cell]
+        if spec.source is None and not spec.members:  # nobody else writes for it
+            return None
+        done, found = self.of(chain).progress(chain)
+        return done if found.state == "unreachable" else None

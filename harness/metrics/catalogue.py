@@ -56,6 +56,19 @@ def _described(name: str) -> Metric | None:
     return _PLAIN.get(name) or next((metric for metric in _OPEN if _open_part(metric, name)), None)
 
 
+def measures(kind: str, name: str) -> bool:
+    """Whether a learner may measure a column: all may but for what others alone have declared.
+
+    Args:
+        kind: The learner's.
+        name: The column.
+    """
+    if kind not in LEARNERS or name.startswith("share/") or (name == "test/nll" and LEARNERS[kind].family):
+        return True
+    owners = [other for other in LEARNERS if _among(name, LEARNERS[other].metrics)]
+    return not owners or kind in owners
+
+
 def lacking(name: str, config: Config) -> str:
     """Why no record of a cell has a column; empty where they can have it.
 
@@ -68,9 +81,9 @@ def lacking(name: str, config: Config) -> str:
     if name.startswith("share/") and "ranges" in learner.evaluates and not _among(name, learner.metrics):
         part = name.removeprefix("share/")
         return "" if part in evaluate.ranges else f"it needs evaluate.ranges: {{{part}: [from, to]}}"
-    owners = [other for other in LEARNERS if _among(name, LEARNERS[other].metrics)]
-    if owners and kind not in owners and not (name == "test/nll" and learner.family):
-        return f"it is of learner {' or '.join(owners)}, not of {kind}"
+    if not measures(kind, name):
+        owners = " or ".join(other for other in LEARNERS if _among(name, LEARNERS[other].metrics))
+        return f"it is of learner {owners}, not of {kind}"
     added = [item for item in METRIC_PLUGINS if _among(name, METRIC_PLUGINS[item].metrics)]
     if added and not set(added) & set(evaluate.metrics):
         return f"it needs evaluate.metrics: [{added[0]}]"

@@ -27,43 +27,66 @@ class LostShare:
     Attributes:
         cell: Values of the axes.
         share: Name of the share.
-        lost: Seed to the first generation from which on it is 0; None where it comes back, or never goes.
+        lost: Seed to the first generation from which on it is 0; None where it comes back, or is there at the
+            chain's end.
+        ended: Of seeds in which it was still there: the generation in which the chain has diverged.
+        open: Of seeds in which it is still there: the last generation of a chain that is not finished.
     """
 
     cell: tuple[Any, ...]
     share: str
-    lost: Mapping[int, int | None]
+    lost: dict[int, int | None]
+    ended: dict[int, int]
+    open: dict[int, int]
 
     @property
     def text(self) -> str:
         """What was found, in a sentence."""
         when = sorted(generation for generation in self.lost.values() if generation is not None)
-        if not when:
-            return f"in none of {len(self.lost)}"
-        return (
-            f"in {len(when)} of {len(self.lost)}; median generation {median(when):g}, {when[0]} to {when[-1]}"
-        )
+        others = [
+            f"{len(part)} {what}"
+            for part, what in ((self.ended, "diverged before"), (self.open, "not finished"))
+            if part
+        ]
+        some = f"in {len(when) or 'none'} of {len(self.lost)}" if self.lost else "not known"
+        if when:
+            others.insert(0, f"median generation {median(when):g}, {when[0]} to {when[-1]}")
+        return "; ".join([some, *others])
 
     @property
     def by_seed(self) -> str:
         """Every seed with its generation."""
-        return ", ".join(
-            f"{seed}: {'never' if when is None else when}" for seed, when in sorted(self.lost.items())
-        )
+        said = {seed: "never" if when is None else str(when) for seed, when in self.lost.items()}
+        said |= {seed: f"diverged in {when}" for seed, when in self.ended.items()}
+        said |= {seed: f"not by {when}" for seed, when in self.open.items()}
+        return ", ".join(f"{seed}: {what}" for seed, what in sorted(said.items()))
 
 
 def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[LostShare]:
     """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
     table = Rows.of(rows)
-    found: dict[tuple[tuple[Any, ...], str], dict[int, int | None]] = {}
+    found: dict[tuple[tuple[Any, ...], str], LostShare] = {}
     shares = {name: table.values(name) for name in sorted(table.names) if name.startswith("share/")}
-    for series in table.series(axes) if shares else ():
+    every = table.series(axes) if shares else ()
+    last: dict[tuple[Any, ...], int] = {}
+    for series in every:
+        last[series.cell] = max(last.get(series.cell, 0), int(table.generation[series.places[-1]]))
+    for series in every:
         for name, values in shares.items():
             known = series.places[~np.isnan(values[series.places])]
-            if len(known) and table.generation[known[0]] == 0 and values[known[0]] > 0:
-                gone = _from_then_on(table.generation[known], values[known])
-                found.setdefault((series.cell, name), {})[series.seed] = gone
-    return [LostShare(cell, name.removeprefix("share/"), lost) for (cell, name), lost in found.items()]
+            if not len(known) or table.generation[known[0]] or not values[known[0]] > 0:
+                continue
+            share = name.removeprefix("share/")
+            of = found.setdefault((series.cell, share), LostShare(series.cell, share, {}, {}, {}))
+            reached = int(table.generation[known[-1]])
+            gone = _from_then_on(table.generation[known], values[known])
+            if gone is None and series.ended is not None:
+                of.ended[series.seed] = series.ended
+            elif gone is None and reached < last[series.cell]:
+                of.open[series.seed] = reached
+            else:
+                of.lost[series.seed] = gone
+    return list(found.values())
 
 
 def _from_then_on(generations: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int | None:

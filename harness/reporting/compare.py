@@ -115,6 +115,7 @@ def _fixed(prepared: Prepared, axes: Sequence[str]) -> dict[str, Any]:
 def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]) -> Rows:
     """All rows as one table; what a chain's rows share is changed once a chain."""
     shared, places, before = list[Mapping[str, Any]](), list[npt.NDArray[np.int64]](), 0
+    stopped, learners = dict[int, int](), list[str]()
     for name, (prepared, rows, _) in zip(names, parts, strict=True):
         fixed = _fixed(prepared, axes)
         # two experiments may have chains in common, which are lines of their own here
@@ -122,11 +123,14 @@ def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepa
             {**fixed, **chain, AXIS: name, "chain": f"{name}/{chain['chain']}"} for chain in rows.shared
         ]
         places.append(rows.chain + before)
+        stopped |= {before + chain: end for chain, end in rows.stopped.items()}
+        learners += rows.learners
         before = len(shared)
     own = [rows.own for _, rows, _ in parts if len(rows)] or [pa.table({})]
     leads = {tuple(rows.leads) for _, rows, _ in parts}  # of one track, or none
     table = pa.concat_tables(own, promote_options="permissive")
-    return Rows(shared, np.concatenate(places), table, leads.pop() if len(leads) == 1 else ())
+    lead = leads.pop() if len(leads) == 1 else ()
+    return Rows(shared, np.concatenate(places), table, lead, stopped, learners)
 
 
 def build(compared: Compared, folder: Path, tell: Tell = lambda line: None) -> Path:

@@ -46,18 +46,21 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool 
     entered = prepared.study.source.track
     leads = [] if entered is None else [entered.track.score.metric]
     place = {chain.id: index for index, chain in enumerate(prepared.chains)}
-    parts = []
-    for way in StoredChains(prepared, store).ways:
+    parts, stored = [], StoredChains(prepared, store)
+    ends = ((index, stored.stopped(chain)) for index, chain in enumerate(prepared.chains))
+    stopped = {index: end for index, end in ends if end is not None}
+    learners = [prepared.study.cells[chain.cell].config.learner.kind for chain in prepared.chains]
+    for way in stored.ways:
         of_way, own = way.rows(provenance, keys)
         if len(of_way):
             parts.append((np.array([place[chain.id] for chain in way.chains])[of_way], own))
     if len(parts) < 2:
         chain, own = parts[0] if parts else (np.zeros(0, dtype=np.int64), pa.table({}))
-        return Rows(shared, chain, own, leads)
+        return Rows(shared, chain, own, leads, stopped, learners)
     chain = np.concatenate([owner for owner, _ in parts])
     order = np.argsort(chain, kind="stable")
     own = pa.concat_tables([own for _, own in parts], promote_options="permissive")
-    return Rows(shared, chain[order], own.take(order), leads)
+    return Rows(shared, chain[order], own.take(order), leads, stopped, learners)
 
 
 def cell_value(value: Any) -> Any:

@@ -110,15 +110,24 @@ def population_table(prepared: Prepared, store: Store, rows: Rows) -> dict[str, 
         return {"metric": metric, "lines": []}
     values, cells = rows.values(metric), {chain.id: chain.cell for chain in prepared.chains}
     of_cells: dict[int, dict[int, dict[int, float]]] = {}
+    ended: dict[tuple[int, int], int] = {}
     for series in rows.series(("chain",)):
         of_cells.setdefault(cells[series.cell[0]], {})[series.seed] = rows.curve(series, values)
+        if series.ended is not None:
+            ended[cells[series.cell[0]], series.seed] = series.ended
     lines = []
     for group in found:
+        start = dict(zip(group.cells, group.arrives, strict=True))
+        ends = [(seed, start[cell] + end) for (cell, seed), end in ended.items() if cell in start]
         axes = {name: v for name, v in prepared.study.cells[group.cells[0]].axes.items() if name != MEMBER}
         curves = {over: as_one(group, of_cells, metric, over) for over in get_args(Over)}
         for generation in dict.fromkeys((min(group.arrives), group.last)):
+            gone = {seed for seed, end in ends if end <= generation}
             of = {
-                over: aggregate([c[generation] for c in by_seed.values() if generation in c])
+                over: aggregate(
+                    [c[generation] for s, c in by_seed.items() if generation in c and s not in gone],
+                    len(gone),
+                )
                 for over, by_seed in curves.items()
             }
             lines.append(
@@ -135,9 +144,9 @@ def population_table(prepared: Prepared, store: Store, rows: Rows) -> dict[str, 
 
 def _text(found: Aggregate, seeds: int) -> str:
     if found.mean is None:
-        return ""
-    of = "" if len(found.values) == seeds else f" ({len(found.values)} of {seeds} seeds)"
-    return f"{found.text()}{of}"
+        return found.text()
+    all_there = len(found.values) == seeds or found.diverged  # which the text counts
+    return f"{found.text()}{'' if all_there else f' ({len(found.values)} of {seeds} seeds)'}"
 
 
 def _distinct(prepared: Prepared, store: Store, group: Group, generation: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from harness.inventory.columns import to_column, to_table
+from harness.metrics.catalogue import measures
 
 IDENTITY = ("experiment", "chain", "seed", "generation", "fit", "key", "parent_key", "status")
 BATCH_ROWS = 65_536
@@ -28,7 +30,7 @@ class Series:
         cell: Values of the axes.
         seed: The seed.
         places: Rows of its generations, in their order; shape [generations].
-        ended: The generation in which it has diverged; None where it has not.
+        ended: The generation in which it has diverged, or that it lacks as its writer has; else None.
     """
 
     cell: AxisValues
@@ -63,6 +65,8 @@ class Rows(Iterable[Mapping[str, Any]]):
         chain: npt.NDArray[np.int64],
         own: pa.Table,
         leads: Sequence[str] = (),
+        stopped: Mapping[int, int] = MappingProxyType({}),
+        learners: Sequence[str] = (),
     ) -> None:
         """Keep the columns.
 
@@ -71,8 +75,12 @@ class Rows(Iterable[Mapping[str, Any]]):
             chain: Which of them each row belongs to; shape [rows].
             own: The other columns, one row a record; a value that is missing or not finite is null.
             leads: Metrics that a report begins with before all others: what a track ranks by.
+            stopped: Of chains that cannot go on, as one that writes for them has diverged, the generation
+                that they lack for good; by place in ``shared``.
+            learners: Kind of each chain's learner; not known where there are none.
         """
         self.shared, self.chain, self.own, self.leads = shared, chain, own, leads
+        self.stopped, self.learners = stopped, learners
         self._series: dict[tuple[str, ...], Sequence[Series]] = {}
         self._steps: dict[tuple[str, ...], Mapping[AxisValues, Mapping[int, Step]]] = {}
 
@@ -143,7 +151,8 @@ class Rows(Iterable[Mapping[str, Any]]):
 
     def where(self, wanted: npt.NDArray[np.bool_]) -> Rows:
         """Some of the rows; ``wanted`` has shape [rows]."""
-        return Rows(self.shared, self.chain[wanted], self.own.filter(pa.array(wanted)), self.leads)
+        own = self.own.filter(pa.array(wanted))
+        return Rows(self.shared, self.chain[wanted], own, self.leads, self.stopped, self.learners)
 
     def series(self, axes: Sequence[str]) -> Sequence[Series]:
         """The rows by cell and seed, in the order in which these come first; remembered.
@@ -175,9 +184,16 @@ class Rows(Iterable[Mapping[str, Any]]):
         found = []
         for (cell, seed), start, stop in zip(numbers, starts[:-1], starts[1:], strict=True):
             places = order[start:stop]
-            ended = self.generation[places][self.diverged[places]]
-            found.append(Series(cell, seed, places, int(ended[0]) if len(ended) else None))
+            ended = self.generation[places][self.diverged[places]].tolist()
+            if self.stopped:
+                ended += [self.stopped[at] for at in set(self.chain[places].tolist()) & self.stopped.keys()]
+            found.append(Series(cell, seed, places, min(ended, default=None)))
         return found
+
+    def measures(self, series: Series, metric: str) -> bool:
+        """Whether the learner of a seed's chain measures a metric: what it does not is not "not finite"."""
+        kinds = {self.learners[at] for at in set(self.chain[series.places].tolist())} if self.learners else ()
+        return not kinds or any(measures(kind, metric) for kind in kinds)
 
     def steps(self, axes: Sequence[str]) -> Mapping[AxisValues, Mapping[int, Step]]:
         """The rows by cell and generation, these in ascending order; remembered, as `series` is.

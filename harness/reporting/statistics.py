@@ -220,6 +220,8 @@ def curves(
 ) -> dict[tuple[Any, ...], dict[int, Aggregate]]:
     """A metric against generation for every cell: cell to generation to aggregate over seeds.
 
+    Nothing of cells whose learner does not measure it.
+
     Args:
         rows: From `ledger.rows`.
         axes: The axes that tell cells apart.
@@ -229,12 +231,15 @@ def curves(
     """
     found = Rows.of(rows)
     values, known = found.values(metric), dict[tuple[Any, ...], set[int]]()
+    measured = set[tuple[Any, ...]]()
     for series in found.series(axes):
         known.setdefault(series.cell, set()).add(series.seed)
+        if series.cell not in measured and found.measures(series, metric):
+            measured.add(series.cell)
     return {
         cell: {
             at: aggregate(values[step.places], step.diverged, total - step.diverged - len(step.places))
-            for at, step in steps.items()
+            for at, step in (steps.items() if cell in measured else ())
         }
         for cell, steps in found.steps(axes).items()
         for total in [len(known[cell].union(seeds))]

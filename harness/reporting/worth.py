@@ -134,7 +134,10 @@ def worth_lines(prepared: Prepared, rows: Rows) -> list[dict[str, str]]:
     metric = next((name for name in (*rows.leads, *HEADLINES) if name in rows.names), None)
     if metric is None or not {RATIO, SIZE} <= set(axes) or len(prepared.study.seeds) < MIN_SEEDS:
         return []
-    last = _last_values(rows, axes, metric)
+    last, ended = _last_values(rows, axes, metric), dict[tuple[Any, ...], set[int]]()
+    for series in rows.series(axes):
+        if series.ended is not None:
+            ended.setdefault(series.cell, set()).add(series.seed)
     cells = {
         tuple(cell_value(cell.axes[axis]) for axis in axes): index
         for index, cell in enumerate(prepared.study.cells)
@@ -149,7 +152,16 @@ def worth_lines(prepared: Prepared, rows: Rows) -> list[dict[str, str]]:
             last.get((cell, spec.generations), {}) for cell, spec in zip((at, *beside), specs, strict=True)
         ]
         seeds = set.intersection(*map(set, of_cells))
-        if len(seeds) < MIN_SEEDS or on_a_line(counts[0], counts[1:]):
+        gone = set[int]().union(*(ended.get(cell, ()) for cell in (at, *beside)))
+        if on_a_line(counts[0], counts[1:]):
+            continue
+        real, synthetic = counts[0]
+        line = {"cell": names[at], "real": f"{real:g}", "synthetic": f"{synthetic:g}"}
+        if gone:  # of those that live it would say nothing of the cells
+            total = len(prepared.study.seeds)
+            found.append({**line, "worth": f"not known: {len(gone)} of {total} seeds have diverged"})
+            continue
+        if len(seeds) < MIN_SEEDS:
             continue
         one, two, three = of_cells
         ratio = exchange(counts[0], counts[1:], {s: (one[s], two[s], three[s]) for s in sorted(seeds)})
@@ -159,8 +171,7 @@ def worth_lines(prepared: Prepared, rows: Rows) -> list[dict[str, str]]:
             if ratio.low is None
             else f" [{ratio.low:.3g}, {ratio.high:.3g}]"
         )
-        real, synthetic = counts[0]
-        found.append({"cell": names[at], "real": f"{real:g}", "synthetic": f"{synthetic:g}", "worth": shown})
+        found.append({**line, "worth": shown})
     return found[:MAX_LINES]
 
 

@@ -175,7 +175,9 @@ class Views:
             return []
         names = [name for name in table.column_names if "/" in name]
         generation = table["generation"].to_numpy()
-        ended = np.sort(generation[np.asarray(pc.equal(table["status"], "diverged"))])
+        # a chain whose writer has diverged has ended, too
+        stopped = [end for end in map(self.stored.stopped, item.chains) if end is not None]
+        ended = np.sort([*generation[np.asarray(pc.equal(table["status"], "diverged"))], *stopped])
         values = {name: table[name].cast(pa.float64()).to_numpy() for name in names}
         keys = np.asarray(table["evaluation"].to_pylist(), dtype=object)
         found = []

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from harness.config.shipped import study_file
 from harness.errors import ConfigError, InputError
 from harness.files import path_of
-from harness.terminal import shown
+from harness.terminal import counted, shown
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -110,8 +110,26 @@ class Results:
             rows = ledger.rows(prepared, store, provenance)
             if store.trouble:
                 raise DamagedError("; ".join(list(store.trouble.values())[:3]))
+            if not len(rows) and experiment is not None and (lost := self._listed(experiment)):
+                raise InputError(
+                    f"experiment {experiment}: none of its {counted(lost, 'chain')} is of its study as it "
+                    "reads now: a file that it names has another content than when it was run"
+                )
             frame: pd.DataFrame = rows.to_pandas()
         return frame
+
+    def _listed(self, experiment: str) -> int:
+        """How many chains of an experiment have begun, by its list of them."""
+        from harness.files import read_json
+        from harness.store import Store
+
+        store = Store.read(self.root)
+        fits = [
+            generation["fit"]
+            for chain in read_json(self.root / "experiments" / experiment / "chains.json")
+            for generation in chain["generations"][:1]
+        ]
+        return sum(store.has("fits", fit) for fit in fits)
 
     def corpus(
         self, key: str | None = None, *, chain: str | None = None, generation: int | None = None

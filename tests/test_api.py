@@ -101,6 +101,20 @@ def test_a_study_is_run_planned_and_read_from_python(
         results.corpus("0" * 32)
 
 
+def test_an_experiment_whose_text_has_changed(make_config: Make, tmp_path: Path) -> None:
+    """Its records are those of another study now: no empty table without a word."""
+    np.save(tmp_path / "rows.npy", np.arange(60.0).reshape(60, 1))
+    data = {"source": "array", "path": str(tmp_path / "rows.npy"), "num_examples": 20}
+    config, root = make_config({**GAUSSIAN, "data": data, "resources": {"bundled": False}}), tmp_path / "root"
+    prepared, _ = run_all(config, root)
+    experiment = Experiment(root, prepared.study.base.experiment)
+    experiment.begin(prepared.study.source.data, describe_chains(prepared))
+    assert len(harness.load(root).records(experiment=experiment.name))
+    np.save(tmp_path / "rows.npy", np.arange(60.0).reshape(60, 1) ** 2)
+    with pytest.raises(InputError, match=r"none of its \d+ chains? is of its study as it reads now: a file"):
+        harness.load(root).records(experiment=experiment.name)
+
+
 def test_python_is_told_what_the_commands_tell(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -620,6 +620,9 @@ class Shelf(DataSection):
 def shelf(like, **fields):
     section = create_model("Own", __base__=Shelf, **{name: (int, value) for name, value in fields.items()})
     return DataKind(section, prepare="made:p", load="made:l", sources=("odd",), like=like)
+class Own(Shelf):
+    num_examples: int = 3
+    resample: bool = False
 class Prompts(Shelf):
     prompted: ClassVar[bool] = True
     num_examples: int = 3
@@ -662,6 +665,11 @@ MADE_WRONG: list[tuple[str, str, str]] = [
         "data",
         "DataKind(Prompts, prepare='made:p', load='made:l', sources=('odd',))",
         "prompt_length, has_truth, has_solutions, named, more, which readers of task data ask for",
+    ),
+    (
+        "data",
+        "DataKind(Own, prepare='made:p', load='made:l', sources=('odd',), places=('resample',))",
+        "places of made:odd name resample, which says more than where",
     ),
     ("data", "shelf('boxes', num_examples=3)", "its like is 'boxes', allowed: text, task, chat, images, "),
 ]

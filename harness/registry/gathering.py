@@ -173,6 +173,8 @@ def _check_section(point: EntryPoint, plugin: Any) -> None:
     kind = section.model_fields.get(name)
     if kind is None or typing.get_args(kind.annotation) != (point.name,):
         raise TypeError(f"the section of {point.value} needs the field {name}: Literal[{point.name!r}]")
+    if of_data and (says := {"num_examples", "resample", "segment"} & set(plugin.places)):
+        raise TypeError(f"places of {point.value} name {', '.join(sorted(says))}, which says more than where")
     if of_data and "num_examples" not in section.model_fields:
         raise TypeError(
             f"the section of {point.value} needs the field num_examples; None may be all there are"

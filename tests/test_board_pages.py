@@ -104,6 +104,12 @@ def test_a_board_is_the_same_byte_by_byte(site: Path, tmp_path: Path) -> None:
         path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()
     } == files
     assert not list(build_site(site.parent / "entries", tmp_path))[:-1], "nothing has changed"
+    said = list(build_site(site.parent / "entries", tmp_path, answers=True))
+    assert said[0].endswith(
+        ": accumulate, hostile, keep resist most (they cannot be told apart). 1 more of rank 1 may be no "
+        "better than the baseline. Without a mitigation, heterozygosity (1 - sum of squared probabilities) "
+        "falls by 0.1436."
+    )
     assert not list(build_site(tmp_path, tmp_path)), "the pages lie beside the entries as well"
     assert {path.relative_to(tmp_path) for path in tmp_path.rglob("*") if path.is_file()} == set(files)
 

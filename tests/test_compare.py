@@ -16,7 +16,7 @@ from harness.reporting import ledger
 from harness.reporting.answer import answers
 from harness.reporting.compare import _fixed, build, together
 from harness.reporting.rows import Rows
-from harness.reporting.tables import headline
+from harness.reporting.tables import headline, summary_table
 from harness.store import Experiment, Store
 from harness.study import open_study
 
@@ -68,6 +68,28 @@ def test_learners_that_measure_otherwise_have_own_tables(make_config: Make, tmp_
         assert "not finite" not in text and "of 5 seeds" not in text
     assert "gaussian/log_variance by generation" in done.stdout and page.count("By generation: ") == 2
     assert "7 chains, 2 to 5 seeds a cell" in page
+
+
+@pytest.mark.slow
+def test_studies_are_compared_in_what_all_measure(make_config: Make, tmp_path: Path) -> None:
+    """A Gaussian begins with its log variance and a density estimate with its own: both have an NLL."""
+    root, parts = tmp_path / "root", []
+    for kind in ("gaussian", "kde"):
+        changes = {
+            "experiment": kind,
+            "learner.kind": kind,
+            "resources.bundled": True,
+            "grid": {"seed": [0, 1]},
+        }
+        config = make_config(GAUSSIAN, f"{kind}.yaml", **changes)
+        prepared, store = run_bundles(config, root)
+        parts.append((prepared, ledger.rows(prepared, store), root))
+    found = together(parts)
+    ((table, axes),) = found.tables
+    assert headline(table) == headline(found.rows) == "test/nll"
+    assert [line["cell"] for line in summary_table(table, axes)["lines"]] == [["gaussian"], ["kde"]]
+    alone = together(parts[:1]).tables[0][0]
+    assert headline(alone) == "gaussian/log_variance"
 
 
 def test_what_another_study_sweeps_is_shown_of_one(make_config: Make, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from html import escape
+from html import escape, unescape
 from itertools import chain, count
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from harness.board.checked import SUFFIX, Verification
 from harness.board.entry import Entry, read_entry
 from harness.board.entry_page import entry_page
 from harness.board.immutable import read_immutable
-from harness.board.pages import file_of, index_page, safe, track_page, values_of
+from harness.board.pages import answer, file_of, index_page, safe, track_page, values_of
 from harness.board.rules import other_rules
 from harness.board.score import TrackTable, table_of
 from harness.config.schema import science
@@ -36,12 +36,13 @@ MAX_FOREIGN = 5
 """Files that are no entries are named up to this many."""
 
 
-def build_site(folder: Path, out: Path) -> Iterator[str]:
+def build_site(folder: Path, out: Path, answers: bool = False) -> Iterator[str]:
     """Write the board.
 
     Args:
         folder: Entries, as ``<track>/<name>.json``; several people may add to it at once.
         out: The pages' folder; made where there is none.
+        answers: Say first what each track's table says.
 
     Returns:
         Lines for people: what has changed since the pages were last built, and what was left out.
@@ -72,6 +73,9 @@ def build_site(folder: Path, out: Path) -> Iterator[str]:
             (out / name).unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"--out: {out} cannot be written: {error.strerror}") from None
+    for table in tables:
+        if answers and not table.stale:
+            yield f"{visible(table.track.title)}: {unescape(re.sub('</?b>', '', answer(table)))}"
     yield from _changes(before, json.loads(files["board.json"]))
     yield from _otherwise(tables)
     yield from _left_out(foreign, checks, tables)

@@ -99,8 +99,7 @@ def answer(table: TrackTable) -> str:
     verb = "resist" if len(sure) > 1 else "resists"
     others_say = ""
     if doubtful:
-        what = f"{doubtful} other{'s' if doubtful > 1 else ''} of rank 1"
-        others_say = f" Of {what} it is not even sure that they are better than the baseline."
+        others_say = f" {doubtful} more of rank 1 may be no better than the baseline."
     return f"{names} {verb} most{tied}.{others_say}{rise}"
 
 
@@ -124,7 +123,9 @@ class Column:
 
 
 EMPTY = aggregate(())
-WIDEST = 3.0
+LONG = 24
+"""A longer heading has a wider column, so that the table's head is no higher than four lines."""
+WIDEST = 5.0
 """The scale of a table's intervals ends at so many times what half of them reach."""
 AGAINST = {
     "clean": ("clean cost", "how much more it worsens than the baseline where nothing is synthetic"),
@@ -252,7 +253,11 @@ def track_page(table: TrackTable) -> str:
     columns, heads = _columns(table), []
     for column in columns:
         title = f' title="{safe(column.what)}"' if column.what else ""
-        label, left = safe(column.heading), f' class="left {column.style}"' if column.style else ""
+        classes = [
+            *(["left", column.style] if column.style else []),
+            *(["long"] if len(column.heading) > LONG else []),
+        ]
+        label, left = safe(column.heading), f' class="{" ".join(classes)}"' if classes else ""
         button = f'<button type="button">{label}</button>'
         heads.append(f'<th scope="col" data-key="{safe(column.key)}"{title}{left}>{button}</th>')
     body.append(f"<thead><tr>{''.join(heads)}</tr></thead><tbody>")

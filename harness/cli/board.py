@@ -147,7 +147,7 @@ def build(
     from harness.board.build import build_site
 
     out = out or folder
-    for line in list(build_site(folder, out)):
+    for line in list(build_site(folder, out, answers=True)):
         terminal.show(line)
     terminal.show(f"board: {out / 'index.html'}")
 

@@ -22,7 +22,13 @@ COMPONENT = LearnerPlugin(
     metrics=(
         Metric("discrete/entropy", "entropy", "nats", "lower", "Kazdan et al. 2024, arXiv 2410.16713"),
         Metric("discrete/outcomes", "outcomes that are left", "", "lower"),
-        Metric("discrete/heterozygosity", "1 - sum of squared probabilities", "", "lower", "Wright 1931"),
+        Metric(
+            "discrete/heterozygosity",
+            "heterozygosity (1 - sum of squared probabilities)",
+            "",
+            "lower",
+            "Wright 1931",
+        ),
         Metric("discrete/kl", "KL(fit || truth)", "nats", "higher", drawn=False),
         Metric("discrete/lost_mass", "true mass of the outcomes that are lost", "", "higher"),
         Metric("share/<name>", "share of <name>"),

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from harness.config.source import get, has
 from harness.errors import InputError
+from harness.metrics.catalogue import HEADLINES
 from harness.reporting.page import Page, Tell, render
 from harness.reporting.rows import Rows
 from harness.reporting.tables import headline
@@ -73,13 +74,17 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
     groups: dict[str | None, list[int]] = {}
     for place, (_, rows, _) in enumerate(parts):
         groups.setdefault(headline(rows, led=False) if len(rows) else None, []).append(place)
+    shared = _shared(parts) if len(groups.keys() - {None}) > 1 else None
+    if shared is not None:  # what all of them measure can be compared, what each begins with cannot
+        groups = {shared: [place for place, (_, rows, _) in enumerate(parts) if len(rows)]}
+    lead = () if shared is None else (shared,)
     tables = []
     for metric, places in groups.items():
         some = [parts[place] for place in places]
         if metric is not None:
             own = _axes(some)
-            tables.append((_rows([names[place] for place in places], own, some), own))
-    whole = _rows(names, axes, parts)
+            tables.append((_rows([names[place] for place in places], own, some, lead), own))
+    whole = _rows(names, axes, parts, lead)
     chains = [chain for prepared, _, _ in parts for chain in prepared.chains]
     return Compared(
         tuple(names),
@@ -94,6 +99,14 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
             if not len(rows)
         ),
         tables=tuple(tables),
+    )
+
+
+def _shared(parts: Sequence[tuple[Prepared, Rows, Path]]) -> str | None:
+    """The first metric, of those that reports begin with, that all studies with rows have numbers of."""
+    some = [rows for _, rows, _ in parts if len(rows)]
+    return next(
+        (name for name in HEADLINES if all(np.isfinite(rows.values(name)).any() for rows in some)), None
     )
 
 
@@ -112,8 +125,13 @@ def _fixed(prepared: Prepared, axes: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepared, Rows, Path]]) -> Rows:
-    """All rows as one table; what a chain's rows share is changed once a chain."""
+def _rows(
+    names: Sequence[str],
+    axes: Sequence[str],
+    parts: Sequence[tuple[Prepared, Rows, Path]],
+    lead: Sequence[str] = (),
+) -> Rows:
+    """All rows as one table that begins with a metric; what a chain's rows share is changed once a chain."""
     shared, places, before = list[Mapping[str, Any]](), list[npt.NDArray[np.int64]](), 0
     stopped, learners = dict[int, int](), list[str]()
     for name, (prepared, rows, _) in zip(names, parts, strict=True):
@@ -129,7 +147,8 @@ def _rows(names: Sequence[str], axes: Sequence[str], parts: Sequence[tuple[Prepa
     own = [rows.own for _, rows, _ in parts if len(rows)] or [pa.table({})]
     leads = {tuple(rows.leads) for _, rows, _ in parts}  # of one track, or none
     table = pa.concat_tables(own, promote_options="permissive")
-    lead = leads.pop() if len(leads) == 1 else ()
+    if not lead and len(leads) == 1:
+        lead = leads.pop()
     return Rows(shared, np.concatenate(places), table, lead, stopped, learners)
 
 

@@ -335,18 +335,23 @@ class Counts:
 
 @dataclass(frozen=True)
 class Choices:
-    """Choices of one among several examples.
+    """What filters of corpora have done for a training set.
 
     Attributes:
-        made: How many.
+        made: Choices of one among several examples.
         alike: How many of them among examples that all scored alike, so that what was chosen is by lot.
+        read: Examples that the filters were given, up to the last one that was needed.
+        passed: How many of these passed all of them.
     """
 
     made: int = 0
     alike: int = 0
+    read: int = 0
+    passed: int = 0
 
     def __add__(self, other: Choices) -> Choices:
-        return Choices(self.made + other.made, self.alike + other.alike)
+        ours, theirs = self.to_json(), other.to_json()
+        return Choices(**{name: number + theirs[name] for name, number in ours.items()})
 
     def to_json(self) -> dict[str, int]:
         """Plain data for JSON, and the columns of bundles."""

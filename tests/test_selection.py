@@ -345,7 +345,11 @@ def test_choices_among_examples_that_score_alike_are_recorded(
             elif regime == "replace":
                 wrote = store.corpora.load(before.corpus, 60).values[:, 0].astype(int)
                 pairs = np.asarray(rewards)[wrote].reshape(-1, 2)
-                assert recorded == {"made": 30, "alike": int((pairs[:, 0] == pairs[:, 1]).sum())}
+                alike = int((pairs[:, 0] == pairs[:, 1]).sum())
+                assert {"made": 30, "alike": alike, "passed": 30} == {
+                    k: recorded[k] for k in ("made", "alike", "passed")
+                }
+                assert recorded["read"] in (59, 60), "up to the last one that was needed"
         assert "choices" not in store.json("fits", nodes[0].fit, "fit.json")
         for node in nodes[1:]:
             folder = store.path("fits", node.fit)
@@ -353,6 +357,34 @@ def test_choices_among_examples_that_score_alike_are_recorded(
             write_json(folder / "fit.json", {name: fit[name] for name in fit if name != "choices"})
             seal(folder)
     assert judging.remarks(prepared, store) == [] and len(ledger.rows(prepared, store)) == 28
+
+
+def test_a_filter_that_drops_nothing_is_said(tmp_path: Path) -> None:
+    """Nobody publishes "with a filter" that never fired; one that drops something is not told of."""
+    idle = {"kind": "verifier", "score": "log_density", "at_least": -1e6}
+    busy = {"kind": "verifier", "score": "log_density", "at_least": -1.5}
+    config = {
+        **BASE,
+        "data": {"source": "gaussian", "num_examples": 30},
+        "learner": {"kind": "gaussian"},
+        "regime": {"kind": "replace", "synthetic_ratio": 0.5},
+        "grid": {"filters": [[idle], [busy], []], "seed": [0, 1]},
+        "generations": 3,
+    }
+    said = []
+    for bundled, run in ((True, run_bundles), (False, run_all)):
+        path = tmp_path / f"{bundled}.yaml"
+        path.write_text(yaml.safe_dump({**config, "resources": {"bundled": bundled}}))
+        prepared, store = run(path, tmp_path / str(bundled))
+        said.append(judging.remarks(prepared, store))
+        found = {
+            cell: made for cell, then, made in judging._recorded(prepared, store, {0, 1, 2}) if then == 2
+        }
+        assert found[0].read == found[0].passed == 15 < found[1].read and found[1].passed == 15
+        assert 2 not in found or found[2].read == 0
+    (line,) = said[0]
+    text = "verifier: drops none of the 90 synthetic examples that it has read: the cell is as without it"
+    assert line.endswith(text) and said[0] == said[1]
 
 
 @pytest.mark.parametrize(

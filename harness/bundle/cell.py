@@ -198,7 +198,7 @@ class CellRun:
         if found:  # equally many examples arrive in every chain of a cell, so all have the same columns
             self.selected = {name: np.array([row[name] for row in found]) for name in found[0]}
         counts = [chosen.choices.to_json() for _, chosen in made]
-        if any(row["made"] for row in counts):
+        if any(any(row.values()) for row in counts):
             self.choices = {CHOICES[name]: np.array([row[name] for row in counts]) for name in CHOICES}
         return {name: np.concatenate([summary[name] for summary, _ in made]) for name in made[0][0]}
 

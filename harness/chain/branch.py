@@ -30,7 +30,7 @@ from harness.learners.protocol import (
 )
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
-from harness.records import Examples, Record, Status, finite_or_none, status_of
+from harness.records import NO_CHOICES, Examples, Record, Status, finite_or_none, status_of
 from harness.science import Node, key_of, learned_from
 from harness.store import Workplace
 
@@ -183,7 +183,7 @@ class BranchRun:
         )
         found = {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
         judge = {"judge": training.decision} if training.decision else {}
-        choices = {"choices": training.choices.to_json()} if training.choices.made else {}
+        choices = {"choices": training.choices.to_json()} if training.choices != NO_CHOICES else {}
         write_json(staged / "fit.json", {**found, **judge, **choices})
         write_json(staged / "provenance.json", self.context.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())

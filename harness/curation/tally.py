@@ -27,12 +27,21 @@ class FilterTally:
         """
         self.data = data
         self.judges = [item for item in filters if FILTERS[item.kind].decides]
+        self.filtered = any(FILTERS[item.kind].of == "corpora" for item in filters)
+        self.short = any(FILTERS[item.kind].short for item in filters)
         self.decisions: list[str] = []
         self.judged = self.accepted = self.right = self.kept_right = 0
         self.knows = False
         self.troubles: Counter[str] = Counter()
         self.rewarded, self.reward = 0, 0.0
         self.choices = Choices()
+
+    def note(self, raw: Examples, index: npt.NDArray[np.int64], choices: Choices) -> None:
+        """Count what filters have read of a corpus, and chosen; arguments as of `add`."""
+        self.choices += choices
+        if self.filtered:
+            read = len(raw) if self.short or not len(index) else int(index[-1]) + 1
+            self.choices += Choices(read=read, passed=len(index))
 
     def add(self, raw: Examples, index: npt.NDArray[np.int64], choices: Choices = NO_CHOICES) -> None:
         """Count a corpus.
@@ -42,7 +51,7 @@ class FilterTally:
             index: Which of it passes.
             choices: Of what passes, by filters that keep one of several.
         """
-        self.choices += choices
+        self.note(raw, index, choices)
         right = self.data.right(raw)
         if right is None and not ("reward" in raw.notes and self.data.prompted):
             return

@@ -262,7 +262,7 @@ def taught(
 
     def tell(raw: Examples, index: npt.NDArray[np.int64], choices: Choices) -> None:
         if tally is not None:
-            tally.choices += choices
+            tally.note(raw, index, choices)
 
     return first_accepted(
         filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge, tell

@@ -24,6 +24,9 @@ ALIKE = (
 )
 """What is said of a curator whose reward has become constant."""
 
+NOTHING = "drops none of the {} synthetic examples that it has read: the cell is as without it"
+"""What is said of filters that let everything pass."""
+
 
 def remarks(prepared: Prepared, store: Store) -> list[str]:
     """What a study's judges and curators decide that is no decision, by what fits and bundles have recorded.
@@ -50,6 +53,10 @@ def remarks(prepared: Prepared, store: Store) -> list[str]:
         for (cell, wrong), generations in sorted(found.items())
     ]
     for cell, chosen in sorted(_chosen(prepared, store).items()):
+        read, passed = (sum(getattr(part, name) for part in chosen.values()) for name in ("read", "passed"))
+        if read and read == passed:
+            kinds = ", ".join(dict.fromkeys(item.section.kind for item in _reading(prepared, cell)))
+            lines.append(_line(prepared, cell, (), f"{kinds}: {NOTHING.format(f'{read:,}')}"))
         shares = {then: part.alike / part.made for then, part in sorted(chosen.items()) if part.made}
         by_lot = [f"{then} ({share:.0%})" for then, share in shares.items() if share > BY_LOT]
         if by_lot:
@@ -68,15 +75,25 @@ def _line(prepared: Prepared, cell: int, generations: Iterable[str], text: str) 
     return ": ".join([*([", ".join(where)] if where else []), text])
 
 
+def _reading(prepared: Prepared, cell: int) -> list[Any]:
+    """A cell's filters of what generations write; none beside a judge, of whom other remarks are made."""
+    kinds = [(item, FILTERS[item.section.kind]) for item in prepared.specs[cell].filters]
+    return (
+        [item for item, kind in kinds if kind.of == "corpora"] if not any(k.rewards for _, k in kinds) else []
+    )
+
+
 def _choosing(prepared: Prepared, cell: int) -> list[Any]:
     """A cell's filters that keep one of several examples."""
     return [item for item in prepared.specs[cell].filters if FILTERS[item.section.kind].chooses]
 
 
 def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, Choices]]:
-    """By cell and generation the choices of all its seeds."""
+    """By cell and generation what the filters of all its seeds have done."""
     found: dict[int, dict[int, Choices]] = {}
-    cells = {cell for cell in range(len(prepared.specs)) if _choosing(prepared, cell)}
+    cells = {
+        cell for cell in range(len(prepared.specs)) if _choosing(prepared, cell) or _reading(prepared, cell)
+    }
     for cell, generation, made in _recorded(prepared, store, cells) if cells else ():
         of_cell = found.setdefault(cell, {})
         of_cell[generation] = of_cell.get(generation, Choices()) + made
@@ -91,12 +108,14 @@ def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Iterator[tup
                 yield chain.cell, node.generation, choices(store, node)
     bundled = {chain.key: chain for chain in prepared.bundles if chain.cell in cells}
     table = store.bundles.read(list(bundled), wanted=lambda name: name in CHOICES.values())
-    if table is None or not set(CHOICES.values()) <= set(table.column_names):
+    if table is None:
         return
     for row in table.to_pylist():
-        chain, counts = bundled[row[CHAIN]], {name: row[column] for name, column in CHOICES.items()}
-        if row[GENERATION] <= chain.generations and None not in counts.values():
-            yield chain.cell, row[GENERATION], Choices(**counts)
+        # bundles of earlier versions have fewer of these columns, or none
+        counts = {name: row.get(column) for name, column in CHOICES.items()}
+        known, chain = {name: n for name, n in counts.items() if n is not None}, bundled[row[CHAIN]]
+        if row[GENERATION] <= chain.generations and known:
+            yield chain.cell, row[GENERATION], Choices(**known)
 
 
 def fit_facts(store: Store, fit: str) -> Mapping[str, Any]:

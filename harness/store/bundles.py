@@ -27,7 +27,12 @@ PROVENANCE = b"harness.provenance"
 CHAIN, GENERATION = "bundle_chain", "generation"
 PARAMETERS = "parameters/"
 """Prefix of the columns that hold fitted parameters."""
-CHOICES = {"made": "choices_made", "alike": "choices_alike"}
+CHOICES = {
+    "made": "choices_made",
+    "alike": "choices_alike",
+    "read": "filters_read",
+    "passed": "filters_passed",
+}
 """Columns of what filters that keep one of several have chosen (`harness.records.Choices`)."""
 
 

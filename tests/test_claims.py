@@ -3,6 +3,7 @@ lost shares."""
 
 from __future__ import annotations
 
+import math
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,32 @@ def test_a_part_of_a_grid_decides_the_claims_about_it(make_config: Make, tmp_pat
         "plan", make_config({**BASE, "claims": claims}, "wrong.yaml"), "--root", tmp_path / "root"
     )
     assert refused.returncode == 2 and "no cell matches" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("of", "value", "reason"),
+    [
+        ("ratio", 0.0, "generation 0 has 0, of which there is no ratio, in 6 of 6 seeds"),
+        ("log_ratio", -2.0, "the ratio is not above 0, and has no logarithm, in 6 of 6 seeds"),
+        ("change", math.nan, "no record of generation 9 has a finite test/nll there"),
+    ],
+)
+def test_what_has_no_value_says_why(
+    of: str, value: float, reason: str, make_config: Make, tmp_path: Path
+) -> None:
+    """Finite numbers are not called not finite."""
+    claim = {**COLLAPSE, "statistic": {"metric": "test/nll", "of": of}}
+    config = make_config(
+        {**BASE, "generations": 9, "grid": {"seed": {"from": 0, "count": 6}}, "claims": [claim]}
+    )
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "none"))
+    scratch.cleanup()
+    begins, ends = (1.0, value) if of == "change" else (value, 1.0)
+    rows = [
+        {"chain": chain.id, "seed": chain.seed, "generation": g, "status": "ok", "test/nll": number}
+        for chain in prepared.chains for g, number in ((0, begins), (9, ends))
+    ]  # fmt: skip
+    assert judge(prepared, rows)[0].reason == reason
 
 
 def test_few_seeds_and_values_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:

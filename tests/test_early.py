@@ -155,6 +155,28 @@ def test_nothing_is_decided_by_chains_that_are_not_finished(tmp_path: Path) -> N
     for last, status, seeds in ((2, "ok", 0), (3, "diverged", 0), (9, "ok", 6)):
         [found] = judge(prepared, rows(last, status))
         assert (found.seeds, found.verdict) == (seeds, "reproduced" if seeds else "undecided")
+
+    def of(generations: int, still: int, seeds: int = 6) -> str:
+        """Why nothing is decided where in so many seeds neither metric moves."""
+        chosen = [chain for chain in prepared.chains if chain.seed < seeds]
+        found = rows(generations, "ok")
+        for row in found:
+            if row["seed"] < still:
+                row["discrete/outcomes"] = 400.0 - row["seed"]
+        return judge(prepared, [row for row in found if row["chain"] in {c.id for c in chosen}])[0].reason
+
+    assert of(9, 0, 2) == (
+        "2 of 6 seeds with a finite discrete/outcomes in generation 0, 3 are needed (for a verdict 6)"
+    )
+    assert of(9, 1) == "neither metric moves in 1 of 6 seeds"
+    assert of(9, 6) == "neither metric moves in 6 of 6 seeds"
+    assert of(9, 2, 5) == (
+        "neither metric moves in 2 of 6 seeds; 1 of 6 seeds have no finite value, or are not finished"
+    )
+    assert of(8, 6) == "no record of generation 9 has a finite discrete/outcomes there"
+    prepared, _ = open_prepared(path, tmp_path / "root", "grid.seed=[0, 1]")
+    assert of(9, 0) == "2 seeds, 3 are needed (for a verdict 6)"
+    prepared, _ = open_prepared(path, tmp_path / "root")
     turned = Claim(text="x", source="y", statistic=prepared.study.base.claims[0].statistic, below=0.0)
     assert compare(turned, -math.inf, -2.0) == "reproduced" and compare(turned, -math.inf, 1.0) == "undecided"
     assert compare(turned, 1.0, math.inf) == "contradicted"

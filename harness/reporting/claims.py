@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -11,6 +12,7 @@ import numpy as np
 
 from harness.config.grid import SHAPED, find_cells
 from harness.config.schema import Claim, Statistic
+from harness.reporting.early import MIN_SEEDS as SCATTER_SEEDS
 from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
 from harness.reporting.populations import Curve, Group, as_one, whole
@@ -139,14 +141,14 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
     total = len(known.prepared.study.seeds)
     ended = known.diverged(cells) - of_seeds.keys()
     if not of_seeds:
-        all_gone = len(ended) == total
-        why = "all seeds have diverged" if all_gone else f"no record has a finite {statistic.metric} there"
+        why = _nothing(known, statistic, cells, len(ended), total)
         return Judgement(claim, "undecided", None, None, None, 0, why)
     value, low, high, least = _summary(known, statistic, cells, of_seeds)
     if value is not None and math.isnan(value):
         why = "as many seeds in which it moves and the other does not as the other way round"
         return Judgement(claim, "undecided", None, None, None, len(of_seeds), why)
-    reason = _reservation(len(ended), len(of_seeds), total, least)
+    undefined = _undefined(known, statistic, cells)
+    reason = _reservation(len(ended), len(of_seeds), total, least, undefined)
     if ended:
         # A mean over those that live says nothing of the cell: no verdict, and no interval.
         low = high = None
@@ -158,13 +160,65 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
     return Judgement(claim, verdict, value, low, high, len(of_seeds), reason)
 
 
-def _reservation(ended: int, there: int, total: int, least: int) -> str:
+def _reservation(ended: int, there: int, total: int, least: int, undefined: Mapping[int, str]) -> str:
     """Why nothing is decided; empty where nothing is in the way."""
     if ended:
         return f"{ended} of {total} seeds have diverged, and the value is of those that live"
     if there < total:
-        return f"{total - there} of {total} seeds have no finite value, or are not finished"
+        unknown = total - there - len(undefined)
+        reasons = [f"{why} in {n} of {total} seeds" for why, n in Counter(undefined.values()).items()]
+        if unknown > 0:
+            reasons.append(f"{unknown} of {total} seeds have no finite value, or are not finished")
+        return "; ".join(reasons)
     return f"{counted(there, 'seed')}, {least} are needed" if there < least else ""
+
+
+def _nothing(known: _Known, statistic: Statistic, cells: Sequence[int], ended: int, total: int) -> str:
+    """Why no seed has a value."""
+    if ended == total:
+        return "all seeds have diverged"
+    for name in filter(None, (statistic.metric, statistic.than)):
+        found = [known.series.get((cell, name), {}) for cell in cells]
+        if not all(any(of_cell.values()) for of_cell in found):
+            return f"no record has a finite {name} there"
+        firsts = sum(0 in curve for curve in found[0].values())
+        if statistic.of == "lead" and firsts < SCATTER_SEEDS:
+            have = counted(total, "seed")
+            if firsts < total:
+                have = f"{firsts} of {have} with a finite {name} in generation 0"
+            return f"{have}, {SCATTER_SEEDS} are needed (for a verdict {MEDIAN_SEEDS})"
+    undefined = _undefined(known, statistic, cells)
+    if undefined:
+        return _reservation(0, 0, total, 0, undefined)
+    if ended:
+        return f"{ended} of {total} seeds have diverged, and no other has a value"
+    generation = max(known.last(statistic, cell) for cell in cells)
+    return f"no record of generation {generation} has a finite {statistic.metric} there"
+
+
+def _undefined(known: _Known, statistic: Statistic, cells: Sequence[int]) -> dict[int, str]:
+    """By seed why a statistic has no value though the metric has all of its own."""
+    found: dict[int, str] = {}
+    if statistic.of == "lead":
+        mine, other = _moves(known, statistic, cells[0], known.last(statistic, cells[0]))
+        still = (seed for seed in mine.keys() & other.keys() if math.isinf(mine[seed] + other[seed]))
+        return {s: "neither metric moves" for s in sorted(still) if mine[s] == other[s]}
+    if statistic.of == "until" and statistic.minus is not None:
+        one, two = (_values(known, statistic, cell) for cell in cells)
+        return {
+            s: "it comes about in neither cell" for s in one if math.isinf(one[s]) and one[s] == two.get(s)
+        }
+    if statistic.of in ("ratio", "log_ratio"):
+        for cell in cells:
+            for seed, curve in known.series.get((cell, statistic.metric), {}).items():
+                first, final = curve.get(statistic.baseline), curve.get(known.last(statistic, cell))
+                if first is None or final is None:
+                    continue
+                if first == 0:
+                    found[seed] = f"generation {statistic.baseline} has 0, of which there is no ratio,"
+                elif statistic.of == "log_ratio" and final / first <= 0:
+                    found[seed] = "the ratio is not above 0, and has no logarithm,"
+    return found
 
 
 def _summary(
@@ -254,13 +308,21 @@ def _untils(
 
 def _leads(known: _Known, statistic: Statistic, cell: int, last: int) -> dict[int, float]:
     """By how many generations the metric moves before the other one; none where neither does."""
+    mine, other = _moves(known, statistic, cell, last)
+    both = {seed: (mine[seed], other[seed]) for seed in mine.keys() & other.keys()}
+    return {seed: b - a for seed, (a, b) in both.items() if not (math.isinf(a) and math.isinf(b))}
+
+
+def _moves(
+    known: _Known, statistic: Statistic, cell: int, last: int
+) -> tuple[dict[int, float], dict[int, float]]:
+    """When both metrics of a lead move first, by seed."""
     assert statistic.than is not None
     mine, other = (
         first_moves(known.series.get((cell, name), {}), last) for name in (statistic.metric, statistic.than)
     )
-    whole = mine.keys() & other.keys() - known.diverged([cell])  # what has ended might yet have moved
-    both = {seed: (mine[seed], other[seed]) for seed in whole}
-    return {seed: b - a for seed, (a, b) in both.items() if not (math.isinf(a) and math.isinf(b))}
+    ended = known.diverged([cell])  # what has ended might yet have moved
+    return mine, {seed: when for seed, when in other.items() if seed not in ended}
 
 
 def _of(item: Curve, statistic: Statistic, last: int, limit: float) -> float | None:

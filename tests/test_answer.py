@@ -39,6 +39,42 @@ def test_what_worsens_most_comes_first() -> None:
     ]
 
 
+def test_what_goes_the_other_way_is_told_apart() -> None:
+    """A share that rises is no evidence of a text that narrows."""
+    rows = chain(0.7, 0, 3.0, 4.0, distinct_2=0.5, entropy_2=0.9, tail_mass=1.2, vocab_coverage=0.8)
+    (line,) = answers(rows, AXES, [0])
+    assert line.endswith(
+        "; its text narrows (distinct-2 1 to 0.5, vocabulary coverage 1 to 0.8), but tail mass rises, 1 to "
+        "1.2"
+    )
+    rows = chain(1.0, 0, 3.0, 4.0, distinct_2=1.1, entropy_2=1.2, tail_mass=0.9, vocab_coverage=0.8)
+    (line,) = answers(rows, AXES, [0])
+    assert line.endswith(
+        "; its text broadens (distinct-2 1 to 1.1), but tail mass falls, 1 to 0.9, and vocabulary coverage "
+        "falls, 1 to 0.8"
+    )
+
+
+def test_a_verb_needs_no_sign() -> None:
+    """By how much something falls is no negative number; where nothing is known of the way the sign is."""
+    falling = [
+        row for seed, by in enumerate((0.4, 0.5, 0.6, 0.5)) for row in chain(None, seed, 3.0, 3.0 - by)
+    ]
+    (line,) = answers(falling, (), range(4))
+    assert line == "NLL on real test text falls from 3 to 2.5 nats/token (by 0.50 ± 0.13)"
+    doubtful = [
+        row for seed, by in enumerate((0.4, -0.6, 1.0, 0.1)) for row in chain(None, seed, 3.0, 3.0 - by)
+    ]
+    (line,) = answers(doubtful, (), range(4))
+    assert line.startswith("NLL on real test text does not change beyond doubt, 3 and ")
+    assert "(by -0.2 ± 1.1" in line
+    ended = [*chain(None, 0, 3.0, None, status="diverged"), *falling[2:]]
+    (line,) = answers(ended, (), range(4))
+    assert line.endswith("(by 0.5333* (3 of 4 live, median 0.5))"), (
+        "what has diverged is not below all others"
+    )
+
+
 def test_numbers_are_no_text() -> None:
     """Kernel densities have no other headline than their likelihood, of examples that have no tokens."""
     rows = chain(None, 0, 3.0, 4.0)

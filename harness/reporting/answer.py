@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ CLEAR = 0.02
 DIVERSITY = ("text/distinct_2", "text/entropy_2")
 """What says whether text narrows or broadens; both have to agree."""
 TAILS = ("text/tail_mass", "text/vocab_coverage")
-"""Shown beside them."""
+"""Shown beside them, and apart from them where they go the other way."""
 REWARD = "task/judged_reward"
 """Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
 
@@ -182,7 +182,8 @@ def _where(cell: tuple[Any, ...], axes: Sequence[str], last: int | None = None) 
 
 
 def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> str:
-    change, sign = changes[headline], _sign(headline)
+    change, higher = changes[headline], _sign(headline) < 0
+    by = change.by
     if change.by.mean is None:
         return f"{metric.label} is {_mean(change.first)} in generation 0, and not finite in the last one"
     unit = f" {metric.unit}" if metric.unit else ""
@@ -194,10 +195,19 @@ def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> s
     else:
         verb = "rises" if change.by.mean > 0 else "falls"
         text = f"{metric.label} {verb} from {_mean(change.first)} to {_mean(change.last)}{unit}"
-    if change.by.total > 1:
-        text += f" (by {change.by.text(sign < 0)})"
+        if change.by.mean < 0:  # the verb says which way already
+            by, higher = _turned(by), not higher
+    if by.total > 1:
+        text += f" (by {by.text(higher)})"
     kind = _judged(changes) if headline.startswith("task/") else _kind(changes)
     return f"{text}; {kind}" if kind else text
+
+
+def _turned(by: Aggregate) -> Aggregate:
+    """The same change, counted the other way."""
+    assert by.mean is not None
+    low, high = (None if end is None else -end for end in (by.high, by.low))
+    return replace(by, mean=-by.mean, low=low, high=high, values=[-value for value in by.values])
 
 
 def _in_doubt(by: Aggregate) -> bool:
@@ -212,7 +222,7 @@ def _judged(changes: Mapping[str, Change]) -> str:
         if (name == REWARD or name.startswith("task/pass_")) and name != "task/pass_1":
             if change.by.mean is not None:
                 label = "its judge sees" if name == REWARD else about(name).label.partition(" ")[0]
-                parts.append(f"{label} {_mean(change.first)} to {_mean(change.last)}")
+                parts.append(f"{label} {_ends(change)}")
     return ", ".join(parts)
 
 
@@ -223,16 +233,28 @@ def _kind(changes: Mapping[str, Change]) -> str:
         return ""
     if abs(shares[0]) < CLEAR or shares[0] * shares[1] < 0:
         return ""
-    word = "its text narrows" if shares[0] < 0 else "its text broadens"
-    shown = [
-        DIVERSITY[0],
-        *(name for name in TAILS if name in changes and abs(_share(changes[name])) >= CLEAR),
-    ]
-    numbers = (
-        f"{about(name).label.partition(' (')[0]} {_mean(changes[name].first)} to {_mean(changes[name].last)}"
-        for name in shown
-    )
-    return f"{word} ({', '.join(numbers)})"
+    sign = math.copysign(1.0, shares[0])
+    clear = [name for name in TAILS if name in changes and abs(_share(changes[name])) >= CLEAR]
+    with_it = [DIVERSITY[0], *(name for name in clear if _share(changes[name]) * sign > 0)]
+    text = f"its text {'narrows' if sign < 0 else 'broadens'} ("
+    text += ", ".join(f"{_called(name)} {_ends(changes[name])}" for name in with_it) + ")"
+    against = [name for name in clear if name not in with_it]
+    if against:
+        verb = "rises" if sign < 0 else "falls"
+        text += ", but " + ", and ".join(
+            f"{_called(name)} {verb}, {_ends(changes[name])}" for name in against
+        )
+    return text
+
+
+def _called(name: str) -> str:
+    """A metric's label without what stands in brackets."""
+    return about(name).label.partition(" (")[0]
+
+
+def _ends(change: Change) -> str:
+    """Both ends of a change."""
+    return f"{_mean(change.first)} to {_mean(change.last)}"
 
 
 def _share(change: Change) -> float:

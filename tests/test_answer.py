@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from harness.metrics import catalogue
-from harness.reporting.answer import SHOWN, answers
+from harness.reporting.answer import ONE_SEED, SHOWN, answers, reserved
 
 AXES = ("learner.sample.temperature",)
 
@@ -94,6 +94,13 @@ def test_the_change_is_of_the_same_seed_and_has_its_interval() -> None:
     assert line == "NLL on real test text rises from 2 to 2.5 nats/token (by 0.5 ± 0 (3 seeds))"
     (line,) = answers(rows, (), [0, 1, 2, 3])
     assert line.endswith("(by 0.5 ± 0 (3 of 4 seeds))"), "a seed that is not there is counted"
+
+
+def test_one_seed_is_said_where_no_cell_has_more() -> None:
+    one, two = chain("a", 0, 3.0, 4.0), chain("b", 1, 3.0, 4.0)
+    assert reserved(one, AXES, [0]) == reserved([*one, *two], AXES, ()) == [ONE_SEED]
+    assert reserved(one, AXES, [0, 1]) == reserved([*one, *chain("a", 1, 3.0, 4.0)], AXES, ()) == []
+    assert reserved([], AXES, [0]) == [], "nothing is there to be doubted"
 
 
 def test_nobody_misses_the_seeds_of_another_cell() -> None:

@@ -330,7 +330,8 @@ def test_weights_that_retention_would_keep_are_counted(make_config: Make, tmp_pa
     )
     done = harness("run", config, "--root", root, *everything)
     assert done.returncode == 0 and "1 fit that retention.weights keeps was freed before" in done.stderr
-    answer, counts = done.stdout.splitlines()
+    answer, reserved, counts = done.stdout.splitlines()
+    assert reserved == "One seed: there are no intervals, and differences may be chance."
     assert answer.startswith("log variance ") and counts.startswith("chains complete: 1")
     assert answer in harness("report", config, "--root", root).stdout.splitlines(), "whole, in a pipe too"
     store.evict_weights(first.fit, "retention")

@@ -182,6 +182,11 @@ def test_one_thing_has_no_s(make_config: Make, tmp_path: Path) -> None:
     page = (root / "experiments" / "normal" / "report" / "report.html").read_text()
     assert "1 chain, 1 seed a cell; 4 of 4 generations are committed" in page
     assert "1 chain has 4 generations, of which 4 are different" in page
+    said = ["One seed: there are no intervals, and differences may be chance."]
+    assert f"{said[0]}</p>" in page
+    for command in (("report", config), ("compare", config, make_config(GAUSSIAN, "b.yaml", experiment="b"))):
+        lines = harness(*command, "--root", root).stdout.splitlines()
+        assert [line for line in lines if line.startswith("One seed")] == said, command
     done = harness("compare", config, "--root", root)
     assert "found 1 study and 1 store, expected two studies or more" in done.stderr
     done = harness("compact", "--root", root)

@@ -138,18 +138,19 @@ def _tell_rules(prepared: Prepared) -> None:
 
 
 def _answer(prepared: Prepared, store: Store) -> None:
-    """What the study has come to, in five lines: those that its report begins with."""
+    """What the study has come to, in a few lines: those that its report begins with."""
     from harness.inventory.judging import remarks
     from harness.reporting import ledger
-    from harness.reporting.answer import answers
+    from harness.reporting.answer import answers, reserved
 
     if len(prepared.lineage.nodes) > MOST_READ:
         terminal.show("harness report says what has come of it")
         return
     arrow_without_pandas()
     rows = ledger.rows(prepared, store, keys=False)
-    lines = answers(rows, prepared.study.columns, prepared.study.seeds, ANSWER_LINES - 1)
-    for line in [*lines, *remarks(prepared, store)]:
+    axes, seeds = prepared.study.columns, prepared.study.seeds
+    lines = answers(rows, axes, seeds, ANSWER_LINES - 1)
+    for line in [*lines, *reserved(rows, axes, seeds), *remarks(prepared, store)]:
         terminal.show(line)
 
 

@@ -351,11 +351,11 @@ def _print_answers(
     rows: Rows, axes: Sequence[str], seeds: Sequence[int], tables: Sequence[tuple[Rows, Sequence[str]]] = ()
 ) -> None:
     """The headline metric by generation, as many as the terminal has room for, and what has come of it."""
-    from harness.reporting.answer import answers
+    from harness.reporting.answer import answers, reserved
 
     for part, own in tables or ((rows, axes),):
         _print_table(part, own, seeds)
-    for line in answers(rows, axes, seeds):
+    for line in (*answers(rows, axes, seeds), *reserved(rows, axes, seeds)):
         terminal.show(line)
 
 

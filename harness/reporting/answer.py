@@ -29,6 +29,9 @@ TAILS = ("text/tail_mass", "text/vocab_coverage")
 REWARD = "task/judged_reward"
 """Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
 
+ONE_SEED = "One seed: there are no intervals, and differences may be chance."
+"""What stands below the answer of a study whose cells have one seed each."""
+
 GONE, LOST = ("has diverged", "have diverged"), ("is not finite any more", "are not finite any more")
 WORSE, SAME = ("worsens less", "worsen less"), ("does not change beyond doubt", "do not change beyond doubt")
 BETTER = ("improves", "improve")
@@ -97,6 +100,26 @@ def answers(
         ]
     ways = Counter(_way(found[cell][known[cell]].by, known[cell]) if cell in known else GONE for cell in left)
     return [*lines, _more(ways)]
+
+
+def seed_counts(rows: Rows, axes: Sequence[str], seeds: Collection[int]) -> list[int]:
+    """How many seeds cells have, from the fewest: all the same where it is said with which they are run."""
+    own: dict[tuple[Any, ...], set[int]] = {}
+    for chain in rows.series(axes):
+        own.setdefault(chain.cell, set()).add(chain.seed)
+    return [len(seeds)] if seeds else sorted(len(found) for found in own.values()) or [0]
+
+
+def reserved(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Collection[int]) -> list[str]:
+    """What there is to say of the answers below them: a line where no cell has more than one seed.
+
+    Args:
+        rows: From `ledger.rows`.
+        axes: The grid's axes.
+        seeds: As for `answers`.
+    """
+    table = Rows.of(rows)
+    return [ONE_SEED] if len(table) and seed_counts(table, axes, seeds)[-1] == 1 else []
 
 
 def _way(by: Aggregate, headline: str) -> tuple[str, str]:

@@ -19,7 +19,7 @@ from harness.config.naming import words
 from harness.files import write_atomic
 from harness.metrics.catalogue import among
 from harness.reporting import figures
-from harness.reporting.answer import answers
+from harness.reporting.answer import ONE_SEED, answers, seed_counts
 from harness.reporting.explorer import Theory, explorer
 from harness.reporting.rows import Rows
 from harness.reporting.tables import growth_table, headline, summary_table, to_csv
@@ -134,7 +134,7 @@ def render(
     apart = tables or ((rows, axes),)
     summaries = [_summary(part, of, seeds) for part, of in apart]
     growing = [growth_table(part, of, seeds) for part, of in apart]
-    counts = _seed_counts(rows, axes, seeds)
+    counts = seed_counts(rows, axes, seeds)
     known: dict[str, Any] = dict.fromkeys(SECTIONS, ())
     chains = len({(chain.cell, chain.seed) for chain in rows.series(axes)})
     known |= {
@@ -158,6 +158,7 @@ def render(
         summaries=summaries,
         growths=[table for table in growing if table["lines"]],
         seeds=max(counts, default=0),
+        one_seed=ONE_SEED,
         each=str(counts[0]) if counts[:1] == counts[-1:] else f"{counts[0]} to {counts[-1]}",
         rows=len(rows),
         diverged=int(rows.diverged.sum()),
@@ -180,14 +181,6 @@ def _summary(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> dict[str,
     most = (ROOM_PX - before) // each if each else LEAST
     fits = len(found["generations"]) <= most
     return found if fits else summary_table(rows, axes, seeds, max(LEAST, most))
-
-
-def _seed_counts(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> list[int]:
-    """How many seeds cells have, from the fewest: all the same where it is said with which they are run."""
-    own: dict[tuple[Any, ...], set[int]] = {}
-    for chain in rows.series(axes):
-        own.setdefault(chain.cell, set()).add(chain.seed)
-    return [len(seeds)] if seeds else sorted(len(found) for found in own.values()) or [0]
 
 
 def _template(names: Collection[str]) -> jinja2.Template:

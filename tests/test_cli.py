@@ -261,7 +261,7 @@ def test_the_report_escapes_what_models_wrote(ranks: Any, make_config: Make, tmp
     assert "text-distinct_2" in names or "distinct-2 is flat: " in page
     assert sum(name.startswith("histogram-") for name in names) == 2
     assert names == {path.stem for path in (tmp_path / "report" / "figures").glob("*.pdf")}
-    assert "test/perplexity by generation" in done.stdout
+    assert "perplexity on real test text by generation" in done.stdout
     untaught = "has learned less than that, and has little to lose"
     assert untaught in page and re.search(f"(?m)^perplexity on real test text: .*{untaught}$", done.stdout)
     assert ("Text narrows where" in page) == ("its text" in done.stdout)

@@ -66,7 +66,7 @@ def test_learners_that_measure_otherwise_have_own_tables(make_config: Make, tmp_
     page = (tmp_path / "page" / "report.html").read_text()
     for text in (done.stdout, page):
         assert "not finite" not in text and "of 5 seeds" not in text
-    assert "gaussian/log_variance by generation" in done.stdout and page.count("By generation: ") == 2
+    assert "log variance by generation" in done.stdout and page.count("By generation: ") == 2
     assert "7 chains, 2 to 5 seeds a cell" in page
 
 

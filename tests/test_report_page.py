@@ -163,6 +163,7 @@ def test_a_table_has_the_last_generation_in_sight() -> None:
     found = _summary(Rows.of(rows), (), (0, 1, 2))
     assert found["generations"][0] == 0 and found["generations"][-1] == 12
     assert 4 <= len(found["generations"]) < 11
+    assert found["columns"] == "every 3rd generation"
     width = sum(15 + 8 * len(point) for point in found["lines"][0]["points"])
     assert width <= 1216
     short = [row for row in rows if row["generation"] < 4]
@@ -176,9 +177,37 @@ def test_the_last_generation_of_a_shorter_cell_is_a_column() -> None:
         for g in range(last + 1)
     ]
     found = summary_table(Rows.of(rows), ("a.cell",), (0,), 5)
-    assert found["generations"] == [0, 5, 12, 15, 20]
+    assert found["generations"] == [0, 6, 12, 18, 20]
+    assert found["columns"] == "every 6th generation and the last one"
     assert [line["points"][2] for line in found["lines"]] == ["12", "12", ""]
+    found = summary_table(Rows.of(rows), ("a.cell",), (0,), 4)
+    assert found["generations"] == [0, 10, 12, 20]
+    assert found["columns"] == "every 10th generation and the last ones of the cells"
     assert summary_table(Rows.of(rows), ("a.cell",), (0,), 2)["generations"] == [0, 20]
+
+
+@pytest.mark.parametrize(
+    ("last", "most", "generations", "columns"),
+    [
+        (9, 11, list(range(10)), ""),
+        (11, 11, [0, 2, 4, 6, 8, 10, 11], "every 2nd generation and the last one"),
+        (20, 11, list(range(0, 21, 2)), "every 2nd generation"),
+        (100, 11, list(range(0, 101, 10)), "every 10th generation"),
+        (101, 6, [0, 21, 42, 63, 84, 101], "every 21st generation and the last one"),
+        (20, 2, [0, 20], "the first generation and the last one"),
+    ],
+)
+def test_generations_of_a_table_are_equally_far_apart(
+    last: int, most: int, generations: list[int], columns: str
+) -> None:
+    """But for the last one; and it is said that others are left out."""
+    rows = [
+        {"chain": "a", "seed": 0, "generation": g, "status": "ok", "test/nll": 1.0} for g in range(last + 1)
+    ]
+    found = summary_table(Rows.of(rows), (), (0,), most)
+    assert (found["generations"], found["columns"]) == (generations, columns)
+    tight = summary_table(Rows.of(rows), (), (0,), most, fits=lambda table: len(table["generations"]) < 4)
+    assert len(tight["generations"]) <= 3 and tight["generations"][-1] == last
 
 
 def data_of(page: Path) -> dict[str, Any]:

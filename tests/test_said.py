@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
 
+import numpy as np
 import pytest
 import ray
 from bundled import run_bundles
@@ -27,6 +28,7 @@ from harness.coordinator.summary import RunSummary
 from harness.inspection.status import chain_states
 from harness.inventory.failed import with_logs, without_logs
 from harness.reporting import ledger
+from harness.reporting.rows import Rows
 from harness.science import cut
 from harness.stop import Stop
 from harness.store import Experiment, Store
@@ -132,15 +134,55 @@ def test_a_narrow_terminal_shows_what_it_has_room_for(
     prepared, store = run_bundles(config, root)
     rows = ledger.rows(prepared, store)
     wide = on_screen(monkeypatch, 80, lambda: _print_answers(rows, prepared.study.columns, [0]))
-    assert wide[1].split() == ["kind", "synthetic_ratio", "0", "1", "2", "3"]
-    slim = on_screen(monkeypatch, 60, lambda: _print_answers(rows, prepared.study.columns, [0]))
-    assert slim[1].split() == ["kind", "synthetic_ratio", "0", "2", "3"]
+    assert wide[-4:-2] == ["log variance by generation", wide[-3]]
+    assert wide[-3].split() == ["kind", "synthetic_ratio", "0", "1", "2", "3"]
+    slim = on_screen(monkeypatch, 50, lambda: _print_answers(rows, prepared.study.columns, [0]))
+    assert slim[-5].split() == ["kind", "synthetic_ratio", "0", "2", "3"]
+    assert slim[-2:] == ["every 2nd generation and the last one; harness", "  export has all generations"]
     head, *lines = harness("status", config, "--root", root).stdout.splitlines()
     assert head.split() == ["chain", "kind", "synthetic_ratio", "seed", "generations", "state"]
     assert [line.split()[1:] for line in lines[:2]] == [
         ["replace", "0.5", "0", "4/4", "complete"],
         ["accumulate", "0", "4/4", "complete"],
     ]
+
+
+def grown(seeds: int = 5) -> Rows:
+    """Ten generations of a cell, with intervals."""
+    random = np.random.default_rng(1)
+    return Rows.of(
+        {
+            "chain": str(seed),
+            "seed": seed,
+            "generation": g,
+            "status": "ok",
+            "learner.ridge": 0.0,
+            "regression/test_error": 0.1 + g + random.normal(),
+        }
+        for seed in range(seeds)
+        for g in range(10)
+    )
+
+
+@pytest.mark.parametrize("columns", [60, 80, 120])
+def test_no_interval_is_broken(monkeypatch: pytest.MonkeyPatch, columns: int) -> None:
+    """Sentences come first, as wide as the terminal; in a pipe each is a line, and tables are no wider."""
+    rows = grown()
+    lines = on_screen(monkeypatch, columns, lambda: _print_answers(rows, ["learner.ridge"], range(5)))
+    assert max(map(cell_len, lines)) <= columns
+    title = lines.index("test error of the weights by generation")
+    assert lines[0].startswith("ridge 0.0: test error of the weights rises from ")
+    assert all(line.startswith("  ") for line in lines[1:title]) and len(lines[1:title]) == (columns < 80)
+    assert len(re.findall(r"\S ± \S", lines[title + 2])) == len(lines[title + 1].split()) - 1
+    assert lines[title + 3].startswith("every ")
+    pipe = io.StringIO()
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.stdout", pipe)
+        patch.setenv("COLUMNS", str(columns))
+        _print_answers(rows, ["learner.ridge"], range(5))
+    first, *table = pipe.getvalue().splitlines()
+    assert first == " ".join(line.strip() for line in lines[:title])
+    assert table == [*lines[title : title + 3], " ".join(line.strip() for line in lines[title + 3 :])]
 
 
 @pytest.mark.slow

@@ -34,7 +34,7 @@ from harness.cli.app import (
     tell_absence,
     tell_damage,
 )
-from harness.cli.tables import print_rows
+from harness.cli.tables import print_lines, print_rows
 from harness.errors import GangError, InputError, ResourceError
 from harness.imports import arrow_without_pandas
 from harness.ray_access import check_ray
@@ -150,8 +150,7 @@ def _answer(prepared: Prepared, store: Store) -> None:
     rows = ledger.rows(prepared, store, keys=False)
     axes, seeds = prepared.study.columns, prepared.study.seeds
     lines = answers(rows, axes, seeds, ANSWER_LINES - 1)
-    for line in [*lines, *reserved(rows, axes, seeds), *remarks(prepared, store)]:
-        terminal.show(line)
+    print_lines([*lines, *reserved(rows, axes, seeds), *remarks(prepared, store)])
 
 
 def _tell(summary: RunSummary, warnings: Sequence[str], json_output: bool) -> None:

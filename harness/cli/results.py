@@ -34,7 +34,7 @@ from harness.cli.app import (
     tell_absence,
     tell_damage,
 )
-from harness.cli.tables import GAP, least_widths, print_rows, screen_width
+from harness.cli.tables import GAP, least_widths, print_lines, print_rows, screen_width
 from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
@@ -44,8 +44,8 @@ if TYPE_CHECKING:
     from harness.reporting.rows import Rows
 
 
-LEAST, MOST = 3, 11
-"""Generations that a table on the terminal shows, by the room that there is."""
+MOST = 11
+"""Generations that a table on the terminal shows at most, where there is room for them."""
 NOTHING = "nothing has been committed yet"
 """What stands in the place of a table without rows."""
 
@@ -239,15 +239,11 @@ def report(
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found) for found in judge(prepared, rows)]
         failed = failed_line(prepared, failed_chains(prepared, store))
-    _print_answers(rows, prepared.study.columns, prepared.study.seeds)
-    for line in (
-        *(f"{about(found.metric).label}: {found.text}" for found in known if found.warning),
-        *failed,
-        *remarks(prepared, store),
-    ):
-        terminal.show(line)
+    more = [f"{about(found.metric).label}: {found.text}" for found in known if found.warning]
+    more += [*failed, *remarks(prepared, store)]
     if len(prepared.study.seeds) > 1:
-        terminal.show(variance(prepared))
+        more.append(variance(prepared))
+    _print_answers(rows, prepared.study.columns, prepared.study.seeds, more=more)
     _print_verdicts(verdicts)
     terminal.show(f"report: {page}")
     raise typer.Exit(tell_damage(store))
@@ -299,9 +295,7 @@ def compare(
         found = together(parts)
     if not len(found.rows) and not damaged:
         raise InputError("; ".join(found.absent))
-    _print_answers(found.rows, found.axes, found.seeds, found.tables)
-    for line in found.absent:
-        terminal.show(line)
+    _print_answers(found.rows, found.axes, found.seeds, found.tables, found.absent)
     if out is not None:
         try:
             terminal.show(f"report: {build(found, out, progress())}")
@@ -348,37 +342,55 @@ def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
 
 
 def _print_answers(
-    rows: Rows, axes: Sequence[str], seeds: Sequence[int], tables: Sequence[tuple[Rows, Sequence[str]]] = ()
+    rows: Rows,
+    axes: Sequence[str],
+    seeds: Sequence[int],
+    tables: Sequence[tuple[Rows, Sequence[str]]] = (),
+    more: Sequence[str] = (),
 ) -> None:
-    """The headline metric by generation, as many as the terminal has room for, and what has come of it."""
+    """What has come of the headline metric, and by generation, as many as the terminal has room for.
+
+    Args:
+        rows: Of what the sentences are.
+        axes: The axes that tell cells apart.
+        seeds: Those that every cell is run with.
+        tables: The rows, and their axes, that have a table each; one of all when empty.
+        more: What else there is to say before the tables.
+    """
     from harness.reporting.answer import answers, reserved
 
+    print_lines([*answers(rows, axes, seeds), *reserved(rows, axes, seeds), *more])
     for part, own in tables or ((rows, axes),):
         _print_table(part, own, seeds)
-    for line in (*answers(rows, axes, seeds), *reserved(rows, axes, seeds)):
-        terminal.show(line)
 
 
 def _print_table(rows: Rows, axes: Sequence[str], seeds: Sequence[int]) -> None:
     from harness.config.naming import short_names
+    from harness.metrics.catalogue import among
     from harness.reporting.tables import summary_table
 
-    summary = summary_table(rows, axes, seeds, MOST, brief=True)
+    heads, before = short_names(axes), range(len(axes))
+
+    def drawn(summary: dict[str, Any]) -> list[list[str]]:
+        return [[*heads, *map(str, summary["generations"])], *_cells(summary)]
+
+    def fits(summary: dict[str, Any]) -> bool:
+        table = drawn(summary)
+        # elsewhere than on a terminal nothing is broken, so that names of cells take all of their width
+        whole = [number for number in range(len(table[0])) if number not in before or not sys.stdout.isatty()]
+        return sum(width + GAP for width in least_widths(table, whole)) - GAP <= screen_width()
+
+    summary = summary_table(rows, axes, seeds, MOST, brief=True, fits=fits)
     if summary["metric"] is None:
         terminal.show(NOTHING)
         return
-    heads = short_names(axes)
-    least = least_widths([[*heads, *map(str, summary["generations"])], *_cells(summary)])
-    room = screen_width() + GAP - sum(width + GAP for width in least[: len(heads)])
-    columns = [width + GAP for width in least[len(heads) :]]
-    if sum(columns) > room:
-        summary = summary_table(rows, axes, seeds, max(LEAST, room // max(columns)), brief=True)
-    names = [*heads, *map(str, summary["generations"])]
+    names, *lines = drawn(summary)
+    numbers = range(len(heads), len(names))
     # apart from the table, which would break it into lines of its own width
-    terminal.show(f"{summary['metric']} by generation")
-    print_rows(names, _cells(summary), right=range(len(heads), len(names)))
-    if summary["note"]:
-        terminal.show(summary["note"])
+    print_lines([f"{among(summary['metric'], rows.names).title} by generation"])
+    print_rows(names, lines, right=numbers, whole=numbers)
+    left_out = f"{summary['columns']}; harness export has all generations" if summary["columns"] else ""
+    print_lines(filter(None, (*summary["note"].split("\n"), left_out)))
 
 
 def _cells(summary: dict[str, Any]) -> list[list[str]]:

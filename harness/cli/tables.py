@@ -1,4 +1,4 @@
-"""Tables on standard output: words are never broken, whatever width a terminal has."""
+"""Tables and sentences on standard output: words are never broken, whatever width a terminal has."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ WIDEST = 100_000
 """Characters of a table's line where no terminal shows it."""
 GAP = 2
 """Spaces between two columns."""
+HANGING = 2
+"""Spaces before what is broken off a sentence."""
 NARROWEST = 24
 """Characters that the last column has at least, where it has so many; a longer word in it goes beyond."""
 
@@ -34,11 +36,22 @@ def screen_width() -> int:
     return shutil.get_terminal_size((120, 24)).columns
 
 
+def print_lines(lines: Iterable[str]) -> None:
+    """Sentences, a line each; on a terminal broken between words, and what is broken off indented."""
+    for line in lines:
+        if not sys.stdout.isatty():
+            terminal.show(line)  # one line each, to be searched
+            continue
+        first, *rest = _broken(cell(line), screen_width(), HANGING)
+        terminal.show("\n".join([first.plain, *(f"{' ' * HANGING}{part.plain}" for part in rest)]))
+
+
 def print_rows(
     names: Iterable[str],
     rows: Iterable[Iterable[str | Text]],
     title: str | None = None,
     right: Collection[int] = (),
+    whole: Collection[int] = (),
 ) -> None:
     """A table of columns with names; lines are broken on a terminal only, and there between words.
 
@@ -50,6 +63,7 @@ def print_rows(
         rows: A cell for each of them.
         title: A line above.
         right: Columns, by number, that end at one place: numbers.
+        whole: Columns of which no cell is broken.
     """
     from rich.console import Console
 
@@ -58,7 +72,7 @@ def print_rows(
     lines = [[cell(item) if isinstance(item, str) else item for item in row] for row in rows]
     for head in heads:
         head.stylize("bold")
-    widths = _widths([heads, *lines], console.width)
+    widths = _widths([heads, *lines], console.width, whole)
     with console.capture() as drawn:
         if title:
             console.print(cell(title))
@@ -82,8 +96,14 @@ def _draw(console: Console, line: Sequence[Text], widths: Sequence[int], right: 
         console.print(whole, soft_wrap=True, highlight=False)
 
 
-def _broken(text: Text, width: int) -> list[Text]:
-    """The lines of a cell: broken between words only, which rich does not offer."""
+def _broken(text: Text, width: int, hanging: int = 0) -> list[Text]:
+    """The lines of a cell: broken between words only, which rich does not offer.
+
+    Args:
+        text: The cell.
+        width: Of a line.
+        hanging: Characters that a line has before what is broken off.
+    """
     from rich.cells import cell_len
 
     if text.cell_len <= width and "\n" not in text.plain:
@@ -95,7 +115,7 @@ def _broken(text: Text, width: int) -> list[Text]:
             length = cell_len(line.plain[end : word.end()])
             if filled + length > width and word.start() > (begins[-1] if begins else 0):
                 begins.append(word.start())
-                filled, length = 0, cell_len(word[0])
+                filled, length = hanging, cell_len(word[0])
             filled, end = filled + length, word.end()
         parts = line.divide(begins)
         for part in parts:
@@ -104,10 +124,18 @@ def _broken(text: Text, width: int) -> list[Text]:
     return lines
 
 
-def least_widths(rows: Iterable[Iterable[str | Text]]) -> list[int]:
-    """What each column takes at least: its longest word."""
+def least_widths(rows: Iterable[Iterable[str | Text]], whole: Collection[int] = ()) -> list[int]:
+    """What each column takes at least: its longest word, or its longest cell where these are not broken.
+
+    Args:
+        rows: A cell for each column.
+        whole: Columns, by number, of which no cell is broken.
+    """
     texts = ([cell(item) if isinstance(item, str) else item for item in row] for row in rows)
-    return [max(map(_longest_word, column), default=0) for column in zip(*texts, strict=True)]
+    return [
+        max((text.cell_len if number in whole else _longest_word(text) for text in column), default=0)
+        for number, column in enumerate(zip(*texts, strict=True))
+    ]
 
 
 def _longest_word(text: Text) -> int:
@@ -116,7 +144,7 @@ def _longest_word(text: Text) -> int:
     return max(map(cell_len, text.plain.split()), default=0)
 
 
-def _widths(rows: Sequence[Sequence[Text]], room: int) -> list[int]:
+def _widths(rows: Sequence[Sequence[Text]], room: int, whole: Collection[int] = ()) -> list[int]:
     """Widths of the columns: the widest ones give way first, none below its longest word."""
     from rich.cells import cell_len
 
@@ -124,8 +152,8 @@ def _widths(rows: Sequence[Sequence[Text]], room: int) -> list[int]:
         max((cell_len(line) for text in column for line in text.plain.splitlines()), default=0)
         for column in zip(*rows, strict=True)
     ]
-    least = least_widths(rows)
-    if found:
+    least = least_widths(rows, whole)
+    if found and len(found) - 1 not in whole:
         least[-1] = min(least[-1], NARROWEST)
     while sum(found) + GAP * (len(found) - 1) > room:
         wide = [number for number, width in enumerate(found) if width > least[number]]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from harness.metrics.catalogue import HEADLINES, METRICS, about
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.growth import growths
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import SURVIVORS, curves, thinned
+from harness.reporting.statistics import SURVIVORS, curves
 from harness.terminal import counted
+
+LEAST = 3
+"""Generations that a table shows, however little room there is."""
 
 
 def to_csv(columns: Sequence[str], numbers: Sequence[Sequence[Any]]) -> bytes:
@@ -108,6 +111,7 @@ def summary_table(
     seeds: Sequence[int] = (),
     most: int = 11,
     brief: bool = False,
+    fits: Callable[[dict[str, Any]], bool] | None = None,
 ) -> dict[str, Any]:
     """One line per cell: the headline metric by generation, mean over seeds with its interval.
 
@@ -115,46 +119,69 @@ def summary_table(
         rows: From `ledger.rows`.
         axes: The grid's axes.
         seeds: Those that every cell is run with.
-        most: Generations that are shown at most, evenly spread from the first to the last, but for the last
-            ones of cells that have fewer.
+        most: Generations that are shown at most: from 0 on in equal steps, the last one, and the last ones of
+            cells that have fewer.
         brief: For a terminal: numbers without words, which the note explains.
+        fits: Whether there is room for a table; while there is none fewer generations are shown, `LEAST` at
+            least.
 
     Returns:
-        ``metric``, ``axes``, ``generations``, ``lines`` and ``note``; a line has ``cell`` and ``points``
-        (text per generation), the note says what marks mean.
+        ``metric``, ``axes``, ``generations``, ``lines``, ``note`` and ``columns``; a line has ``cell`` and
+        ``points`` (text per generation), the note says what marks mean, ``columns`` which generations are
+        shown where some are not.
     """
     metric = headline(rows)
     if metric is None:
-        return {"metric": None, "axes": list(axes), "generations": [], "lines": [], "note": ""}
+        return {"metric": None, "axes": list(axes), "generations": [], "lines": [], "note": "", "columns": ""}
     found = curves(rows, axes, metric, seeds)
-    generations = _columns(found.values(), most)
-    lines = []
-    for cell, curve in found.items():
-        points = [
-            curve[g].text(about(metric).worse == "lower", brief) if g in curve else "" for g in generations
-        ]
-        lines.append({"cell": [_text(value) for value in cell], "points": points})
-    points = [point for line in lines for point in line["points"]]
+    known: dict[str, Any] = {"metric": metric, "axes": list(axes)}
+    higher_is_better = about(metric).worse == "lower"
+    for count in range(most, min(most, LEAST) - 1, -1):
+        generations, columns = _columns(found.values(), count)
+        lines = []
+        for cell, curve in found.items():
+            points = [curve[g].text(higher_is_better, brief) if g in curve else "" for g in generations]
+            lines.append({"cell": [_text(value) for value in cell], "points": points})
+        table = {**known, "generations": generations, "lines": lines}
+        if fits is None or fits(table):
+            break
+    points = [point for line in table["lines"] for point in line["points"]]
     notes = [SURVIVORS] if any("*" in point for point in points) else []
     if brief and any("(" in point for point in points):
         notes.append(
             "in brackets: of how many seeds; an interval over two or three is very wide (Student's t)"
         )
-    note = "\n".join(notes)
-    return {"metric": metric, "axes": list(axes), "generations": generations, "lines": lines, "note": note}
+    return {**table, "note": "\n".join(notes), "columns": columns}
 
 
-def _columns(curves_of: Iterable[Mapping[int, Any]], most: int) -> list[int]:
-    """Generations of a table, evenly spread; the last one of a shorter cell takes its neighbour's place."""
+def _columns(curves_of: Iterable[Mapping[int, Any]], most: int) -> tuple[list[int], str]:
+    """Generations of a table, and which they are in words; no words where they are all.
+
+    In equal steps from the first one, with the last one, and with the last ones of shorter cells as far as
+    there is room for them.
+    """
     curves_of = [curve for curve in curves_of if curve]
-    found = thinned(sorted({g for curve in curves_of for g in curve}), most)
-    lasts = {max(curve) for curve in curves_of}
-    for last in sorted(lasts - set(found)):
-        inner = [g for g in found[1:] if g not in lasts]
-        if inner:
-            found[found.index(min(inner, key=lambda g: abs(g - last)))] = last
-            found.sort()
-    return found
+    every = sorted({g for curve in curves_of for g in curve})
+    if len(every) <= most:
+        return every, ""
+    shorter = sorted({max(curve) for curve in curves_of} - {every[0], every[-1]}, reverse=True)
+    kept = {every[-1], *shorter[: max(0, most - 2)]}
+    step, found = 1, every
+    while len(found) > max(most, 2):
+        step += 1
+        found = sorted({*every[::step], *kept})
+    steps = every[::step] if step < len(every) - 1 else every[:1]
+    said = f"every {_nth(step)} generation" if len(steps) > 1 else "the first generation"
+    beside = {*found} - {*steps}
+    if beside:
+        said += " and the last one" + ("" if beside == {every[-1]} else "s of the cells")
+    return found, said
+
+
+def _nth(number: int) -> str:
+    """The ordinal of a number, in figures."""
+    ending = {1: "st", 2: "nd", 3: "rd"}.get(number % 10, "th") if number // 10 % 10 != 1 else "th"
+    return f"{number}{ending}"
 
 
 def loss_lines(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[dict[str, Any]]:

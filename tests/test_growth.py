@@ -16,6 +16,8 @@ from scipy import optimize
 from harness.reporting import ledger
 from harness.reporting.claims import describe, judge
 from harness.reporting.growth import SHAPES, curvatures, evidence, growths, leads, middle, slopes, until
+from harness.reporting.rows import Rows
+from harness.reporting.tables import growth_table
 from harness.reporting.worth import exchange, ratio_of_means, undoing
 
 G = np.arange(10, dtype=float)
@@ -80,7 +82,7 @@ def test_chance_alone_is_rarely_called_a_curve(wanders: bool) -> None:
     assert named / 400 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 400)
 
 
-def test_growth_names_what_is_flat_and_omits_the_unfinished() -> None:
+def test_growth_names_shapes_and_omits_the_unfinished() -> None:
     random = np.random.default_rng(6)
     rows = []
     for shape, curve in {**CURVES, "flat": np.full(10, 4.0)}.items():
@@ -98,10 +100,31 @@ def test_growth_names_what_is_flat_and_omits_the_unfinished() -> None:
                     )
     found = growths(rows, ("kind",), "a/b", range(6))
     assert {cell[0]: growth.shape for cell, growth in found.items()} == {
-        **{shape: shape for shape in SHAPES}, "flat": "flat"
+        **{shape: shape for shape in SHAPES}, "flat": "undecided"
     }  # fmt: skip
     assert (found["linear",].slope.absent, len(found["linear",].slope.values)) == (1, 5)
     assert found["linear",].slope.low < 0.5 < found["linear",].slope.high
+
+
+def test_what_is_not_told_apart_from_flat_is_undecided() -> None:
+    """A slope of 5 +- 24 is not flat; where seeds disagree about the shape none is ahead."""
+
+    def line(curves: list[Any]) -> dict[str, Any]:
+        rows = [
+            {"chain": str(seed), "seed": seed, "generation": g, "status": "ok", "test/nll": float(value)}
+            for seed, curve in enumerate(curves)
+            for g, value in enumerate(curve)
+        ]
+        return dict(growth_table(Rows.of(rows), (), range(len(curves)))["lines"][0])
+
+    noise = np.random.default_rng(4)
+    unlike = line([slope * G + noise.normal(size=10) for slope in (-3, 2, 16)])
+    assert unlike["shape"] == "undecided" and unlike["slope"] == "5 ± 24 (3 seeds)"
+    for level in (4.0, 0.1, 1e-7 / 3):
+        assert line([np.full(10, level)] * 3)["shape"] == "flat"
+    assert line([CURVES["linear"]] * 3)["lead"].startswith("linear: ")
+    mixed = line([CURVES["exponential"], CURVES["saturating"]])
+    assert mixed["lead"] == "none"
 
 
 def test_generations_until_a_threshold() -> None:

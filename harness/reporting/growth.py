@@ -29,6 +29,8 @@ RATES, FINER, ROUNDS = 41, 9, 5
 """Rates of the first search and of each finer one between the neighbours of the best."""
 TOGETHER = 64
 """Chains whose rates are searched together: it takes a number for each chain, rate and generation."""
+UNDECIDED = "undecided"
+"""How a metric grows of which the seeds do not say whether it rises or falls."""
 EXACT = 1e-12
 """What is left over, relative to the largest value, below which numbers are equal but for rounding."""
 Floats = npt.NDArray[np.float64]
@@ -207,22 +209,27 @@ class CellGrowth:
         leads: By how much the AICc of each shape is lower than that of the best other one, over the seeds;
             empty with fewer than `SHAPED` generations.
         generations: Up to which generation.
+        still: Whether it is the same in all generations of each seed.
     """
 
     slope: Aggregate
     curvature: Aggregate | None
     leads: Mapping[GrowthShape, Aggregate]
     generations: int
+    still: bool = False
 
     @property
     def shape(self) -> str:
-        """In a word or two: ``flat``, a shape, or empty where the seeds do not tell.
+        """In a word or two: a shape, `UNDECIDED`, ``flat``, or empty where one seed does not tell.
 
         Curved where the interval of the curvature says so and AICc with it; over too few generations for AICc
-        it is said which way it bends; else linear, or flat.
+        it is said which way it bends; else linear where the slope's interval has one sign, and `UNDECIDED`
+        where there may be none. ``flat`` is what does not move at all.
         """
         if self.slope.low is None or self.slope.high is None or self.slope.mean is None:
             return ""
+        if self.still:
+            return "flat"
         bent = self.curvature
         if bent is not None and bent.low is not None and bent.high is not None:
             sure = bent.low > 0 or bent.high < 0
@@ -232,7 +239,7 @@ class CellGrowth:
             name: GrowthShape = "exponential" if faster else "saturating"
             if sure and self.leads and (self.leads[name].mean or 0.0) > 0:
                 return name
-        return "flat" if self.slope.low <= 0 <= self.slope.high else "linear"
+        return UNDECIDED if self.slope.low <= 0 <= self.slope.high else "linear"
 
 
 def growths(
@@ -278,6 +285,5 @@ def _growth(generations: Floats, values: Floats, diverged: int, absent: int) -> 
     if len(generations) >= SHAPED:
         found = evidence(generations, values)
         shown = {shape: aggregate(leads(found, shape), diverged, absent) for shape in SHAPES}
-    return CellGrowth(
-        aggregate(slopes(generations, values), diverged, absent), bent, shown, int(generations[-1])
-    )
+    slope, still = aggregate(slopes(generations, values), diverged, absent), not np.ptp(values, axis=1).any()
+    return CellGrowth(slope, bent, shown, int(generations[-1]), still)

@@ -73,7 +73,9 @@ def growth_table(
     lines = []
     for cell, growth in found.items():
         best = max(growth.leads, key=lambda shape: growth.leads[shape].mean or -math.inf, default=None)
-        shown = "" if best is None else f"{best}: {growth.leads[best].text()}"
+        shown = "" if best is None else "none"  # seeds that each have another one ahead agree on none
+        if best is not None and (growth.leads[best].mean or 0.0) > 0:
+            shown = f"{best}: {growth.leads[best].text()}"
         bent = "" if growth.curvature is None else growth.curvature.text()
         of = growth.slope
         lines.append(

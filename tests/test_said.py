@@ -21,13 +21,15 @@ from conftest import GAUSSIAN, Make, Quiet, harness
 from rich.cells import cell_len
 
 from harness.cli.grid import _tell
-from harness.cli.results import _print_answers
+from harness.cli.results import _print_answers, _print_verdicts
 from harness.cli.tables import print_rows
+from harness.config.schema import Claim, Statistic
 from harness.coordinator.bundles import BundleRun, BundleTask
 from harness.coordinator.summary import RunSummary
 from harness.inspection.status import chain_states
 from harness.inventory.failed import with_logs, without_logs
 from harness.reporting import ledger
+from harness.reporting.claims import Judgement, describe
 from harness.reporting.rows import Rows
 from harness.science import cut
 from harness.stop import Stop
@@ -183,6 +185,36 @@ def test_no_interval_is_broken(monkeypatch: pytest.MonkeyPatch, columns: int) ->
     first, *table = pipe.getvalue().splitlines()
     assert first == " ".join(line.strip() for line in lines[:title])
     assert table == [*lines[title : title + 3], " ".join(line.strip() for line in lines[title + 3 :])]
+
+
+def test_claims_begin_with_what_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then the verdict and what was found, in one piece; where there is room the statistic in words, and the
+    source."""
+    where, unit = {"learner.ridge": 0.0}, "regression/test_error"
+    told = [
+        Statistic(metric="test/nll", of="slope", where=where),
+        Statistic(metric=unit, of="drop", where=where, minus={"learner.ridge": 1.0}),
+        Statistic(metric=unit, of="lead", than="test/nll"),
+        Statistic(metric=unit, of="lost"),
+        Statistic(metric=unit, of="ratio", over="worst"),
+    ]
+    claims = [Claim(text="errors only grow", source="expected", statistic=of, above=0.0) for of in told]
+    found = [describe(Judgement(claim, "undecided", 0.5, 0.0123, 1.25, 5)) for claim in claims]
+    assert [item["in_words"] for item in found] == [
+        "slope per generation of NLL on real test text (nats/token); ridge 0.0",
+        "drop from the peak of test error of the weights; ridge 0.0 minus ridge 1.0",
+        "generations by which test error of the weights moves before NLL on real test text (median)",
+        "share of seeds in which test error of the weights is 0",
+        "ratio of test error of the weights, worst of the members",
+    ]
+    heads = ["claim", "verdict", "found", "wanted", "statistic", "source"]
+    for columns, shown in ((66, 4), (92, 5), (120, 6)):
+        title, head, *lines = on_screen(monkeypatch, columns, lambda: _print_verdicts(found))
+        assert (title, head.split()) == ("claims", heads[:shown])
+        assert lines[0].startswith("errors only grow  undecided  0.5 [0.0123, 1.25]  above 0")
+        left_out = {4: "the statistic and the source", 5: "the source", 6: ""}[shown]
+        said = f"report.html also has {left_out} of each claim"
+        assert (lines[-1] == said) == bool(left_out) and max(map(cell_len, [head, *lines])) <= columns
 
 
 @pytest.mark.slow

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -34,7 +34,7 @@ from harness.cli.app import (
     tell_absence,
     tell_damage,
 )
-from harness.cli.tables import GAP, least_widths, print_lines, print_rows, screen_width
+from harness.cli.tables import GAP, cell, least_widths, print_lines, print_rows, screen_width
 from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
 from harness.stop import Stop
@@ -46,6 +46,8 @@ if TYPE_CHECKING:
 
 MOST = 11
 """Generations that a table on the terminal shows at most, where there is room for them."""
+LEGIBLE = 30
+"""Characters of a line of text in a column, below which a table leaves out other columns."""
 NOTHING = "nothing has been committed yet"
 """What stands in the place of a table without rows."""
 
@@ -332,13 +334,30 @@ def sync(
     raise typer.Exit(done.exit_code)
 
 
-def _print_verdicts(verdicts: list[dict[str, str]]) -> None:
-    names, rows = ("wanted", "found", "claim", "source"), []
+def _print_verdicts(verdicts: Sequence[Mapping[str, str]]) -> None:
+    """The claims with their verdicts; of what each is and who says it as far as there is room."""
+    if not verdicts:
+        return
+    names = {"claim": "claim", "verdict": "verdict", "found": "found", "wanted": "wanted"}
+    more = {"in_words": "statistic", "source": "source"}
+    rows = []
     for item in verdicts:
-        verdict = f"{item['verdict']} ({item['reason']})" if item["reason"] else item["verdict"]
-        rows.append((verdict, *(item[name] for name in names)))
-    if rows:
-        print_rows(("verdict", *names), rows, "claims")
+        reason = f" ({item['reason']})" if item["reason"] else ""
+        rows.append({**item, "verdict": f"{item['verdict']}{reason}"})
+
+    def least(name: str, head: str) -> int:
+        widest = max(cell(text).cell_len for text in (head, *(row[name] for row in rows)))
+        return GAP + (widest if name in ("found", "wanted") else min(widest, LEGIBLE))
+
+    room = screen_width() + GAP - sum(least(*column) for column in names.items())
+    for name, head in more.items():
+        room -= least(name, head)
+        if room >= 0 or not sys.stdout.isatty():
+            names[name] = head
+    print_rows(names.values(), ([row[name] for name in names] for row in rows), "claims", whole=(2, 3))
+    left_out = [f"the {head}" for name, head in more.items() if name not in names]
+    if left_out:
+        print_lines([f"report.html also has {' and '.join(left_out)} of each claim"])
 
 
 def _print_answers(

@@ -11,7 +11,9 @@ from typing import Any, Literal
 import numpy as np
 
 from harness.config.grid import SHAPED, find_cells
+from harness.config.naming import cell_name
 from harness.config.schema import Claim, Statistic
+from harness.metrics.catalogue import about
 from harness.reporting.early import MIN_SEEDS as SCATTER_SEEDS
 from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
@@ -388,6 +390,7 @@ def describe(found: Judgement) -> dict[str, str]:
         "verdict": found.verdict,
         "claim": claim.text,
         "statistic": f"{_statistic_text(statistic)}{over}{since}, {where}{minus}",
+        "in_words": _in_words(statistic),
         "wanted": wanted,
         "found": value,
         "seeds": str(found.seeds),
@@ -398,6 +401,31 @@ def describe(found: Judgement) -> dict[str, str]:
 
 def _cell_text(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in where.items())
+
+
+def _in_words(statistic: Statistic) -> str:
+    """What a statistic is of, without the names of columns and axes, and in which unit."""
+    metric = about(statistic.metric)
+    known = {
+        "slope": "slope per generation",
+        "log_ratio": "logarithm of the ratio",
+        "drop": "drop from the peak",
+    }
+    known |= {of: f"{of} value" for of in ("first", "last", "highest", "lowest")}
+    if statistic.of in SHARES:
+        ends = "is 0" if statistic.of == "lost" else "is beyond generation 0's scatter"
+        text = f"share of seeds in which {metric.label} {ends}"
+    elif statistic.of in ("until", "lead", "growth", "worth", "undone"):
+        than = None if statistic.than is None else about(statistic.than).label
+        text = _statistic_text(statistic.model_copy(update={"metric": metric.label, "than": than}))
+    else:
+        named = known.get(statistic.of, statistic.of)
+        text = f"{named} of {metric.label if 'ratio' in statistic.of else metric.title}"
+    over = f", {statistic.over} of the members" if statistic.over else ""
+    cells = [cell_name(list(where.values()), list(where)) for _, where in statistic.cells]
+    joined = " minus " if statistic.minus is not None else " against "
+    where = cells[0] + (joined if cells[1:] else "") + " and ".join(cells[1:])
+    return f"{text}{over}{f'; {where}' if where else ''}"
 
 
 def _number_text(value: float | None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from bundled import run_bundles
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness
 
@@ -115,6 +116,37 @@ def test_damage_missing_pieces_failures_and_work_in_progress(make_config: Make, 
     store.stage(nodes[0].fit)
     (state,) = chain_states(prepared, Store.read(root))
     assert state.state == "interrupted"
+
+
+def test_generations_that_are_alike_are_one_line(make_config: Make, tmp_path: Path) -> None:
+    """What is stored is not called new, though a bundled chain that is to be longer runs as a whole."""
+    config, root = make_config(GAUSSIAN, **{"resources.bundled": True}), tmp_path / "root"
+
+    def lines(*options: str) -> list[str]:
+        return harness("explain", config, "--root", root, *options).stdout.splitlines()[1:]
+
+    nothing = "generations 0 to 3: new: will run with the whole chain, which no bundle in the store has"
+    assert lines() == [nothing]
+    run_bundles(config, root)
+    (path,) = (root / "bundles").iterdir()
+    named = f"bundle {path.name[:12]}"
+    assert lines() == [f"generations 0 to 3: committed: is in {named}"]
+    again = (
+        f"is stored, as {named} has the chain up to generation 3; it will run again: a bundled chain that is "
+        "to be longer runs as a whole"
+    )
+    longer = ("--set", "generations=9")
+    assert lines(*longer) == [
+        f"generations 0 to 3: committed: {again}",
+        "generations 4 to 9: new: will run with the whole chain",
+    ]
+    found = json.loads(harness("explain", config, "--root", root, *longer, "--json").stdout)["generations"]
+    assert [item["reason"] for item in found] == ["committed"] * 4 + ["new"] * 6
+    alone = lines("--set", "resources.bundled=false", *longer)
+    assert alone == [
+        "generation 0: new: will run: nothing like it is stored",
+        "generations 1 to 9: waiting: will run one after the other",
+    ]
 
 
 def test_a_chain_is_named_by_how_its_id_begins(make_config: Make, tmp_path: Path) -> None:

@@ -380,11 +380,11 @@ def explain(
 ) -> None:
     """Say of every generation of a chain why it will run.
 
-    New, failed, damaged, or which field of which generation changed.
+    New, failed, damaged, or which field of which generation changed; a line for generations that are alike.
 
     Example: harness explain study.yaml --chain 1a2b
     """
-    from harness.inspection.explain import ABSENT, Explainer
+    from harness.inspection.explain import ABSENT, Explainer, ranges
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         prepared, store = prepare(config, assignments, root, scratch)
@@ -394,8 +394,8 @@ def explain(
         print_json({"chain": wanted.id, "generations": [asdict(item) for item in found]})
         return
     terminal.show(f"chain {wanted.id}")
-    for item in found:
-        terminal.show(f"generation {item.generation}: {item.reason}: {item.detail}")
+    for name, item in ranges(found, bundled=not wanted.nodes):
+        terminal.show(f"{name}: {item.reason}: {item.detail}")
         for difference in item.differences:
             place = (
                 "" if difference.generation == item.generation else f"generation {difference.generation}: "

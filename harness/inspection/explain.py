@@ -5,8 +5,8 @@ What is there, what is missing, and how it differs from the nearest one that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -41,6 +41,8 @@ FIELDS = (
 )
 """From parts of a spec to fields of the configuration."""
 ABSENT = "(default)"
+AFTER = "will run after generation {}"
+"""Of a generation that waits for the one before it."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,37 @@ class Explanation:
     detail: str
     nearest: str | None = None
     differences: tuple[Difference, ...] = ()
+
+
+def ranges(found: Sequence[Explanation], bundled: bool) -> list[tuple[str, Explanation]]:
+    """Generations of which there is the same to be said, as ``generations 2 to 9``, with one of each.
+
+    Args:
+        found: From `Explainer.explain`.
+        bundled: Whether the chain is there as a whole, or not; of others each committed one was made at a
+            time of its own.
+    """
+    parts: list[list[Explanation]] = []
+    for item in found:
+        alike = bundled or item.reason == "waiting"
+        if alike and parts and not item.differences and _said(parts[-1][-1]) == _said(item):
+            parts[-1].append(item)
+        else:
+            parts.append([item])
+    told = []
+    for first, *others in parts:
+        name, one = f"generation {first.generation}", first
+        if others:
+            name = f"generations {first.generation} to {others[-1].generation}"
+            one = replace(first, detail=str(_said(first)[1]))
+        told.append((name, one))
+    return told
+
+
+def _said(item: Explanation) -> tuple[object, ...]:
+    """What is said of a generation, whichever it is."""
+    after = item.reason == "waiting" and item.detail == AFTER.format(item.generation - 1)
+    return item.reason, "will run one after the other" if after else item.detail, item.differences
 
 
 class Explainer:
@@ -129,7 +162,7 @@ class Explainer:
                 node.generation, "damaged", f"will run: it was damaged and set aside as {aside}"
             )
         if behind:
-            return Explanation(node.generation, "waiting", f"will run after generation {node.generation - 1}")
+            return Explanation(node.generation, "waiting", AFTER.format(node.generation - 1))
         if found.state == "failed":
             return Explanation(node.generation, "failed", f"will be tried again: {found.detail}")
         if self.store.has("fits", node.fit):

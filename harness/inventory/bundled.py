@@ -22,6 +22,9 @@ from harness.science import Chain
 from harness.store import Experiment
 from harness.store.bundles import CHAIN, PARAMETERS, InBundle, taken
 
+NAMED = 12
+"""Characters of a bundle's name, which is a hash, that people are told."""
+
 
 class InBundles(Stored):
     """What a store has of bundled chains."""
@@ -92,22 +95,25 @@ class InBundles(Stored):
         return chain.generations + 1, NodeState("committed")
 
     def states(self, chain: Chain) -> Iterator[NodeState]:
-        """All new, or in which bundle they are."""
+        """In which bundle they are, or that they will be made with the whole chain."""
         place = self._place(chain)
         if not self.is_complete(chain) and chain.key in self._failed:
             yield NodeState("failed", self._failed[chain.key])
             yield from [NodeState("waiting", "with the whole chain")] * chain.generations
             return
         if place is None or not self.is_complete(chain):
-            found = (
-                f", in a bundle: none in the store has its key {chain.key}"
-                if place is None
-                else f": {place.path.name} has it up to generation {place.generations}"
-            )
-            yield from [NodeState("new", f"will run with the whole chain{found}")] * (chain.generations + 1)
+            last, again = -1, "will run again: a bundled chain that is to be longer runs as a whole"
+            new = "will run with the whole chain"
+            if place is None:
+                new += ", which no bundle in the store has"
+            else:
+                last = place.generations
+                again = f"is stored, as {_named(place)} has the chain up to generation {last}; it {again}"
+            for generation in range(chain.generations + 1):
+                yield NodeState("committed", again) if generation <= last else NodeState("new", new)
             return
         done, end = self.progress(chain)
-        there = f"is in {place.path.name}"
+        there = f"is in {_named(place)}"
         yield from [NodeState("committed", there)] * (done - (end.state == "diverged"))
         if end.state != "committed":
             yield NodeState("diverged", there) if end.state == "diverged" else end
@@ -212,3 +218,8 @@ class InBundles(Stored):
             seconds = own.get(chain.key)
             found.append(read[name] | ({} if seconds is None else {"provenance/seconds/chain": seconds}))
         return found
+
+
+def _named(place: InBundle) -> str:
+    """A bundle, by how its name begins."""
+    return f"bundle {place.path.stem[:NAMED]}"

@@ -141,9 +141,16 @@ def test_a_narrow_terminal_shows_what_it_has_room_for(
     slim = on_screen(monkeypatch, 50, lambda: _print_answers(rows, prepared.study.columns, [0]))
     assert slim[-5].split() == ["kind", "synthetic_ratio", "0", "2", "3"]
     assert slim[-2:] == ["every 2nd generation and the last one; harness", "  export has all generations"]
-    head, *lines = harness("status", config, "--root", root).stdout.splitlines()
-    assert head.split() == ["chain", "kind", "synthetic_ratio", "seed", "generations", "state"]
-    assert [line.split()[1:] for line in lines[:2]] == [
+    counts, head, *lines = harness("status", config, "--root", root).stdout.splitlines()
+    assert counts == "2 complete" and head.split() == [
+        "chain",
+        "kind",
+        "synthetic_ratio",
+        "seed",
+        "generations",
+        "state",
+    ]
+    assert [line.split()[1:] for line in lines] == [
         ["replace", "0.5", "0", "4/4", "complete"],
         ["accumulate", "0", "4/4", "complete"],
     ]
@@ -185,6 +192,37 @@ def test_no_interval_is_broken(monkeypatch: pytest.MonkeyPatch, columns: int) ->
     first, *table = pipe.getvalue().splitlines()
     assert first == " ".join(line.strip() for line in lines[:title])
     assert table == [*lines[title : title + 3], " ".join(line.strip() for line in lines[title + 3 :])]
+
+
+def test_many_chains_are_counted_by_cell(make_config: Make, tmp_path: Path) -> None:
+    """Those that have begun, or failed, have a line of their own; with --all every chain has one."""
+    grid = {"regime.synthetic_ratio": [1.0, 0.5], "seed": {"from": 0, "count": 25}}
+    config = make_config(GAUSSIAN, grid=grid, **{"resources.bundled": True})
+    root, half = tmp_path / "root", ("--set", "grid.regime.synthetic_ratio=[0.5]")
+    prepared, _ = run_bundles(config, root, half[1])
+    experiment = Experiment(root, "normal")
+    experiment.begin({}, [])
+    (other,) = (chain for chain in open_study(config, (), Store.read(root))[0].bundles if chain.seed == 3
+                and chain.key not in {known.key for known in prepared.bundles})  # fmt: skip
+    experiment.event("chain_failed", chain=other.key, reason="it ends here")
+
+    def lines(*options: str) -> list[str]:
+        return harness("status", config, "--root", root, *options).stdout.splitlines()
+
+    counts, *cells, title, head, failed = lines()
+    assert counts == "25 complete, 1 failed, 24 waiting"
+    assert [line.split() for line in cells] == [
+        ["synthetic_ratio", "chains", "complete", "waiting", "failed"],
+        ["1.0", "25", "24", "1"],
+        ["0.5", "25", "25"],
+    ]
+    assert title == "chains that have begun and are not complete (--all: all chains)"
+    assert head.split() == ["chain", "synthetic_ratio", "seed", "generations", "state"]
+    assert failed.split() == [other.id, "1.0", "3", "0/4", "failed", "it", "ends", "here"]
+    everything = lines("--all")
+    assert everything[:2] == [counts, everything[1]] and len(everything) == 2 + 50
+    assert len(json.loads("\n".join(lines("--json")))["chains"]) == 50
+    assert len(lines(*half)) == 2 + 25, "few chains have a line each"
 
 
 def test_claims_begin_with_what_is_claimed(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,7 +353,9 @@ def test_a_watched_status_ends_when_nothing_is_left(make_config: Make, tmp_path:
         assert watching.stderr.readline() == "1 waiting\n"
         run_all(config, root)
         out, _ = watching.communicate(timeout=60)
-    assert watching.returncode == 0 and out.endswith("1 complete\n") and "2/2" in out
+    assert (
+        watching.returncode == 0 and out.startswith("1 complete\n") and out.count("\n") == 3 and "2/2" in out
+    )
     other = make_config(GAUSSIAN, "other.yaml", seed=7, resources={"bundled": False})
     command[4] = str(other)
     with subprocess.Popen([*command, "--json"], stdout=subprocess.PIPE, text=True) as watching:

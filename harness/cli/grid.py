@@ -44,9 +44,14 @@ from harness.terminal import counted, noun
 if TYPE_CHECKING:
     from harness.coordinator.summary import RunSummary
     from harness.inspection.planner import PlanSummary
+    from harness.inspection.status import ChainState
     from harness.store import Store
     from harness.study import Prepared
 
+MOST_CHAINS = 40
+"""Chains that `status` lists one by one, complete ones too."""
+STATES = ("complete", "diverged", "unreachable", "running", "interrupted", "waiting", "failed", "damaged")
+"""Those of `ChainState`, in the order of the columns."""
 ANSWER_LINES = 5
 """Of what a study has come to, at the end of a run."""
 MOST_READ = 20_000
@@ -277,9 +282,14 @@ def status(
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
     watch: Watch = None,
+    every: Annotated[
+        bool, typer.Option("--all", help="List every chain, complete ones too, however many there are.")
+    ] = False,
     json_output: Json = False,
 ) -> None:
     """Say what is committed, running, waiting and failed; reads only the store.
+
+    Of more than forty chains a line for each cell, and the chains that have begun and are not complete.
 
     Watched on a terminal it stays in its place; elsewhere a line comes whenever something has changed, and
     the whole once nothing is left to wait for. With --json each look is a line.
@@ -303,7 +313,7 @@ def status(
                     from rich.console import Console
 
                     Console().clear()
-                found.show()
+                found.show(every)
             elif told != (told := found.counts):
                 say(told)
             if last or stop.wait(watch or 0):
@@ -347,27 +357,60 @@ class _Look:
             "jobs_problem": self.problem,
         }
 
-    def show(self) -> None:
-        """The table of chains, and what there is to say of it."""
-        from harness.config.naming import short_names, spoken
+    def show(self, every: bool = False) -> None:
+        """How many chains are in which state, the tables of them, and what there is to say of them.
 
+        Args:
+            every: All chains, however many they are.
+        """
         if not (self.root / "format").exists():
             terminal.show(f"note: there is no store at --root {self.root} yet", sys.stderr)
         elif not any(s.committed for s in self.states) and not (self.folder / "config.json").exists():
             tell_absence(self.prepared, self.store)
-        axes, rows = self.prepared.study.columns, []
-        for state in self.states:
-            known = (state.axes.get(name) for name in axes)
-            values = ("" if value is None else spoken(value) for value in known)
-            done = f"{state.committed}/{state.total}"
-            rows.append(
-                (state.chain, *values, str(state.seed), done, f"{state.state} {state.detail}".strip())
-            )
-        print_rows(("chain", *short_names(axes), "seed", "generations", "state"), rows)
-        terminal.show(self.counts)
-        for remark in self.remarks:
-            terminal.show(remark)
+        print_lines([self.counts])
+        shown = self.states
+        if not every and len(shown) > MOST_CHAINS:
+            self._print_cells()
+            # those that wait, and of which there is nothing yet, are in the cells' numbers
+            shown = [s for s in shown if s.state != "complete" and (s.state, s.committed) != ("waiting", 0)]
+            if shown:
+                terminal.show("chains that have begun and are not complete (--all: all chains)")
+        if shown:
+            self._print_chains(shown)
+        print_lines(self.remarks)
         slurm_jobs.print_jobs(self.jobs, self.problem)
+
+    def _values(self, state: ChainState) -> tuple[str, ...]:
+        """The cell of a chain, as it is shown: a value for each axis, or none."""
+        from harness.config.naming import spoken
+
+        known = (state.axes.get(name) for name in self.prepared.study.columns)
+        return tuple("" if value is None else spoken(value) for value in known)
+
+    def _print_chains(self, states: Sequence[ChainState]) -> None:
+        from harness.config.naming import short_names
+
+        rows = []
+        for state in states:
+            done = f"{state.committed}/{state.total}"
+            said = f"{state.state} {state.detail}".strip()
+            rows.append((state.chain, *self._values(state), str(state.seed), done, said))
+        print_rows(("chain", *short_names(self.prepared.study.columns), "seed", "generations", "state"), rows)
+
+    def _print_cells(self) -> None:
+        """A line for each cell: how many of its chains are in which state."""
+        from harness.config.naming import short_names
+
+        cells: dict[tuple[str, ...], Counter[str]] = {}
+        for state in self.states:
+            cells.setdefault(self._values(state), Counter())[state.state] += 1
+        found = [name for name in STATES if any(counts[name] for counts in cells.values())]
+        names = (*short_names(self.prepared.study.columns), "chains", *found)
+        rows = [
+            (*cell, str(counts.total()), *(str(counts[name] or "") for name in found))
+            for cell, counts in cells.items()
+        ]
+        print_rows(names, rows, right=range(len(names) - len(found) - 1, len(names)))
 
 
 @app.command(rich_help_panel="A study")

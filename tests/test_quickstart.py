@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from typing import Any
 
 import pandas as pd
@@ -71,6 +72,11 @@ def test_both_faces_are_seen_and_named(quickstart: Any) -> None:
     for temperature, says, never in ((0.7, "narrows", "broadens"), (1.0, "broadens", "narrows")):
         assert f"its text {says} (distinct-2 " in lines[f"temperature {temperature}, synthetic ratio 1.0"]
         assert never not in lines[f"temperature {temperature}, synthetic ratio 0.5"]
+    for line in lines.values():  # what stands beside a word agrees with it
+        for word, numbers in re.findall(r"its text (\w+) \((.*?)\)", line):
+            pairs = re.findall(r"([\d.]+) to ([\d.]+)", numbers)
+            assert pairs and all((float(a) > float(b)) == (word == "narrows") for a, b in pairs), line
+    assert said.splitlines()[4] == "One seed: there are no intervals, and differences may be chance."
 
 
 def test_the_table_is_whole(quickstart: Any) -> None:

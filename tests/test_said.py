@@ -245,6 +245,8 @@ def test_claims_begin_with_what_is_claimed(monkeypatch: pytest.MonkeyPatch) -> N
         "share of seeds in which test error of the weights is 0",
         "ratio of test error of the weights, worst of the members",
     ]
+    closed = describe(Judgement(claims[0], "undecided", 0.5, None, None, 5), ("test/nll", "kde/variance"))
+    assert closed["in_words"] == "slope per generation of NLL on real examples (nats); ridge 0.0"
     heads = ["claim", "verdict", "found", "wanted", "statistic", "source"]
     for columns, shown in ((66, 4), (92, 5), (120, 6)):
         title, head, *lines = on_screen(monkeypatch, columns, lambda: _print_verdicts(found))

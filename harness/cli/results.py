@@ -239,7 +239,7 @@ def report(
             page = build(prepared, store, rows, folder, progress(), known)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
-        verdicts = [describe(found) for found in judge(prepared, rows)]
+        verdicts = [describe(found, rows.names) for found in judge(prepared, rows)]
         failed = failed_line(prepared, failed_chains(prepared, store))
     more = [f"{about(found.metric).label}: {found.text}" for found in known if found.warning]
     more += [*failed, *remarks(prepared, store)]

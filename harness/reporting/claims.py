@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,7 +13,7 @@ import numpy as np
 from harness.config.grid import SHAPED, find_cells
 from harness.config.naming import cell_name
 from harness.config.schema import Claim, Statistic
-from harness.metrics.catalogue import about
+from harness.metrics.catalogue import among
 from harness.reporting.early import MIN_SEEDS as SCATTER_SEEDS
 from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
@@ -365,8 +365,13 @@ def _growth(curve: Curve, statistic: Statistic) -> float | None:
     return float((slopes if statistic.of == "slope" else curvatures)(generations, values)[0])
 
 
-def describe(found: Judgement) -> dict[str, str]:
-    """A verdict as text: what is claimed, what was found."""
+def describe(found: Judgement, names: Collection[str] = ()) -> dict[str, str]:
+    """A verdict as text: what is claimed, what was found.
+
+    Args:
+        found: From `judge`.
+        names: All columns of the records, by which some metrics are called.
+    """
     claim, statistic = found.claim, found.claim.statistic
     wanted = (
         f"above {claim.above:g}"
@@ -390,7 +395,7 @@ def describe(found: Judgement) -> dict[str, str]:
         "verdict": found.verdict,
         "claim": claim.text,
         "statistic": f"{_statistic_text(statistic)}{over}{since}, {where}{minus}",
-        "in_words": _in_words(statistic),
+        "in_words": _in_words(statistic, names),
         "wanted": wanted,
         "found": value,
         "seeds": str(found.seeds),
@@ -403,9 +408,9 @@ def _cell_text(where: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {value}" for name, value in where.items())
 
 
-def _in_words(statistic: Statistic) -> str:
+def _in_words(statistic: Statistic, names: Collection[str]) -> str:
     """What a statistic is of, without the names of columns and axes, and in which unit."""
-    metric = about(statistic.metric)
+    metric = among(statistic.metric, names)
     known = {
         "slope": "slope per generation",
         "log_ratio": "logarithm of the ratio",
@@ -416,7 +421,7 @@ def _in_words(statistic: Statistic) -> str:
         ends = "is 0" if statistic.of == "lost" else "is beyond generation 0's scatter"
         text = f"share of seeds in which {metric.label} {ends}"
     elif statistic.of in ("until", "lead", "growth", "worth", "undone"):
-        than = None if statistic.than is None else about(statistic.than).label
+        than = None if statistic.than is None else among(statistic.than, names).label
         text = _statistic_text(statistic.model_copy(update={"metric": metric.label, "than": than}))
     else:
         named = known.get(statistic.of, statistic.of)

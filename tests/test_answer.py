@@ -235,3 +235,18 @@ def test_what_a_judge_sees_stands_beside_the_truth() -> None:
         "nobody: pass@1 on test prompts falls from 0.4 to 0.35; its judge sees 0.5 to 1, pass@8 0.8 to 0.6",
         "strict: pass@1 on test prompts rises from 0.4 to 0.45; its judge sees 0.5 to 0.4, pass@8 0.8 to 0.6",
     ]
+
+
+def test_groups_and_other_texts_are_in_the_sentence() -> None:
+    """Who asks for them learns from the answer what becomes of each, those that move most first."""
+    names = ("test/nll/en", "test/nll/xx", "other/poems/nll", "other/code/nll", "other/same/nll")
+    ends = ((2.0, 2.125), (3.0, 3.5), (4.0, 3.75), (1.0, 1.0625), (1.0, 1.0))
+    rows = chain(None, 0, 2.0, 2.5)
+    for name, pair in zip(names, ends, strict=True):
+        for row, value in zip(rows, pair, strict=True):
+            row[name] = value
+    (line,) = answers(rows, (), [0])
+    assert line == (
+        "NLL on real test text rises from 2 to 2.5 nats/token; NLL in nats/token rises by 0.5 on xx, falls "
+        "by 0.25 on poems, rises by 0.125 on en, by 0.0625 on code"
+    )

@@ -323,3 +323,33 @@ def test_over_few_generations_it_is_said_which_way_it_bends() -> None:
         return growths(rows, (), "a/b")[()].shape
 
     assert (shape(0.2), shape(0.0), shape(-0.1)) == ("ever faster", "linear", "ever slower")
+
+
+def test_the_median_of_a_slope_counts_diverged_as_worst() -> None:
+    """Of a metric that is worse when lower diverged chains are lowest; leads and curvature have no end."""
+    rows = [
+        {"seed": seed, "generation": g, "status": "ok", "gaussian/log_variance": -0.1 * seed * g}
+        for seed in range(5)
+        for g in range(3)
+    ]
+    rows += [
+        {"seed": 5 + n, "generation": 0, "status": "diverged", "gaussian/log_variance": None} for n in (0, 1)
+    ]
+    (line,) = growth_table(rows, [])["lines"]
+    assert line["slope"] == "-0.2* (5 of 7 live, median -0.3)" and "median" not in line["curvature"]
+
+
+def test_seeds_that_each_lack_a_generation_are_not_stacked() -> None:
+    """Their numbers are of other generations, however many they are."""
+    rows = [
+        {
+            "seed": seed,
+            "generation": g,
+            "status": "ok",
+            "gaussian/log_variance": None if g == 1 + seed else 2.0 * g,
+        }
+        for seed in range(2)
+        for g in range(4)
+    ]
+    (found,) = growths(rows, [], "gaussian/log_variance").values()
+    assert found.slope.mean == pytest.approx(2.0) and (len(found.slope.values), found.slope.absent) == (1, 1)

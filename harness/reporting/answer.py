@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -26,6 +27,10 @@ DIVERSITY = ("text/distinct_2", "text/entropy_2")
 """What says whether text narrows or broadens; both have to agree."""
 TAILS = ("text/tail_mass", "text/vocab_coverage")
 """Shown beside them, and apart from them where they go the other way."""
+PART = re.compile("test/nll/(.+)|other/([^/]+)/nll")
+"""Columns of groups of the test text, and of other texts."""
+MOST_PARTS = 4
+"""Of these the sentence of a cell names the ones that move most."""
 REWARD = "task/judged_reward"
 """Of tasks, what the judge sees, beside which the truth is shown in the place of the text."""
 
@@ -72,7 +77,8 @@ def answers(
     passes = [name for name in table.names if name.startswith("task/pass_")]
     most_drawn = max(passes, key=lambda name: int(name.rpartition("_")[2]), default="")
     truths = (REWARD, most_drawn) if most_drawn else ()
-    found, lasts = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS, *truths))
+    parts = [name for name in table.names if PART.fullmatch(name)]
+    found, lasts = _changes(table, axes, seeds, (*headlines, *DIVERSITY, *TAILS, *truths, *parts))
     # cells may be of several learners, and have no metric in common
     own = {
         cell: next((name for name in headlines if changes[name].first.mean is not None), None)
@@ -223,7 +229,22 @@ def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> s
     if by.total > 1:
         text += f" (by {by.text(higher)})"
     kind = _judged(changes) if headline.startswith("task/") else _kind(changes)
-    return f"{text}; {kind}" if kind else text
+    return "; ".join([text, *filter(None, (kind, _of_parts(changes)))])
+
+
+def _of_parts(changes: Mapping[str, Change]) -> str:
+    """What becomes of groups of the text, and of other texts, those that move most first."""
+    moved = [
+        (found[1] or found[2], changes[found[0]].by.mean) for found in map(PART.fullmatch, changes) if found
+    ]
+    known = sorted(((part, by) for part, by in moved if by), key=lambda pair: -abs(pair[1]))
+    said, before = [], ""
+    for part, by in known[:MOST_PARTS]:
+        verb = "rises " if by > 0 else "falls "
+        said.append(f"{'' if verb == before else verb}by {short(abs(by), 3)} on {part}")
+        before = verb
+    more = f" ({len(known) - MOST_PARTS} more in the table)" if len(known) > MOST_PARTS else ""
+    return f"NLL in nats/token {', '.join(said)}{more}" if said else ""
 
 
 def _turned(by: Aggregate) -> Aggregate:

@@ -272,6 +272,9 @@ def growths(
         last = max((g[-1] for g, _ in parts if len(g)), default=0)
         longest = max((len(g) for g, _ in parts), default=0)
         whole = [(g, v) for g, v in parts if len(g) == longest and g[-1] == last] if longest > 1 else []
+        whole = [
+            (g, v) for g, v in whole if np.array_equal(g, whole[0][0])
+        ]  # seeds may lack another one each
         if whole:
             absent = max(0, len(known) - ended.get(cell, 0) - len(whole))
             found[cell] = _growth(whole[0][0], np.stack([v for _, v in whole]), ended.get(cell, 0), absent)

@@ -12,7 +12,7 @@ from harness.metrics.catalogue import HEADLINES, METRICS, about
 from harness.reporting.analysis import RATIO, critical_ratios, losses
 from harness.reporting.growth import growths
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import SURVIVORS, curves
+from harness.reporting.statistics import SURVIVORS, Aggregate, curves
 from harness.terminal import counted
 
 LEAST = 3
@@ -70,18 +70,18 @@ def growth_table(
     """How the headline metric grows in every cell, as text: ``metric``, ``axes`` and ``lines``."""
     metric = headline(rows)
     found = growths(rows, axes, metric, seeds) if metric else {}
-    lines = []
+    up, lines = metric is not None and about(metric).worse == "lower", list[dict[str, Any]]()
     for cell, growth in found.items():
         best = max(growth.leads, key=lambda shape: growth.leads[shape].mean or -math.inf, default=None)
         shown = "" if best is None else "none"  # seeds that each have another one ahead agree on none
         if best is not None and (growth.leads[best].mean or 0.0) > 0:
-            shown = f"{best}: {growth.leads[best].text()}"
-        bent = "" if growth.curvature is None else growth.curvature.text()
+            shown = f"{best}: {_without_median(growth.leads[best])}"
+        bent = "" if growth.curvature is None else _without_median(growth.curvature)
         of = growth.slope
         lines.append(
             {
                 "cell": [_text(value) for value in cell],
-                "slope": of.text(),
+                "slope": of.text(up),
                 "curvature": bent,
                 "lead": shown,
                 "shape": growth.shape or ("diverged" if of.diverged else "one seed: not known"),
@@ -89,6 +89,11 @@ def growth_table(
             }
         )
     return {"metric": metric, "axes": list(axes), "lines": lines}
+
+
+def _without_median(found: Aggregate) -> str:
+    """As text; where chains have diverged there is no median of what has no worse end."""
+    return found.text(brief=bool(found.diverged))
 
 
 def headline(rows: Iterable[Mapping[str, Any]], led: bool = True) -> str | None:

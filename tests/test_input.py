@@ -467,9 +467,11 @@ def test_a_gang_that_loads_its_libraries_says_so() -> None:
     row = {"axes": {}, "seed": 4, "last": 1, "phase": "loading", "done": 0, "total": 1, "rate": 0.0}
     plain, live = io.StringIO(), io.StringIO()
     display = PlainDisplay(plain)
-    display._last = -1e9
-    display.update(0, 2, [row])
-    assert plain.getvalue().endswith(" 0/2 generations; seed 4 loading\n")
+    display.update(0, 2, [row])  # at once, as nothing else may be said for a minute
+    display.update(1, 2, [row])
+    assert (
+        plain.getvalue().endswith(" 0/2 generations; seed 4 loading\n") and plain.getvalue().count("\n") == 1
+    )
     console = Console(file=live, force_terminal=False, width=200)
     drawn = LiveDisplay(console)
     console.print(drawn._table([{**row, "left_s": 0.0}]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -59,10 +60,10 @@ class PlainDisplay:
 
     def __init__(self, stream: TextIO) -> None:
         """A display that writes lines to a stream."""
-        self.stream, self._last = stream, time.monotonic()
+        self.stream, self._last = stream, -math.inf
 
     def update(self, done: int, total: int, running: Sequence[Mapping[str, Any]]) -> None:
-        """A heartbeat now and then."""
+        """A heartbeat at once, and then now and again."""
         if time.monotonic() - self._last > HEARTBEAT_S:
             phases = ", ".join(
                 f"{axes_text(r['axes'], r['seed'])} {_generation(r)}{r.get('phase', 'starting')}"

@@ -85,7 +85,11 @@ def test_show_credits_what_says_a_value(make_config: Make) -> None:
     path = make_config(GAUSSIAN, grid={"regime": regimes, "seed": {"from": 5, "count": 3}})
     found = {value.path: value for value in resolved(expand(load_file(path)), 1)}
     assert found["regime.synthetic_ratio"].origin.startswith("grid, value 2 of 2 (line ")
-    assert found["regime.pool"].origin == found["regime.growth"].origin == "default"
+    assert found["regime.real_part"].origin == found["regime.growth"].origin == "default"
+    for path_, other in (("regime.pool", "history"), ("evaluate.prompts", "perplexity_batch")):
+        section = path_.partition(".")[0]
+        assert not {path_, f"{section}.{other}"} & found.keys(), "what neither reads is left out"
+    assert found["evaluate.examples"].origin == "default"
     assert "seed" not in found and found["grid.seed"].value == [5, 6, 7]
     assert re.fullmatch(r"a chain for each \(line \d+\)", found["grid.seed"].origin)
     again = yaml.safe_load(as_text(list(found.values())))

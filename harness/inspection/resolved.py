@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from harness.components import LEARNERS
+from harness.components import LEARNERS, REGIMES
 from harness.config.grid import Point, Study, point_of
 from harness.config.mitigations import SECTION
 from harness.config.population import SECTION as POPULATION
+from harness.config.schema import Config, Evaluate
 from harness.config.source import get, has, put
 
 
@@ -34,7 +35,7 @@ class Value:
 
 
 def resolved(study: Study, number: int) -> list[Value]:
-    """Every field of a cell, sections before their fields.
+    """Every field of a cell that it reads, sections before their fields.
 
     Args:
         study: The study.
@@ -56,8 +57,21 @@ def resolved(study: Study, number: int) -> list[Value]:
                 origins[field] = f"population ({_line(study, place)})"
         for field in cell.config.population.named[name].set:
             origins[field] = f"member {name} ({_line(study, f'{place}.members.{name}.set.{field}')})"
-    found = list(_walk(study, point, data, "", origins))
+    unread = _unread(cell.config)
+    found = [item for item in _walk(study, point, data, "", origins) if not _within(item.path, unread)]
     return _with_seeds(study, found) if has(study.source.data, "grid.seed") else found
+
+
+def _unread(config: Config) -> set[str]:
+    """Fields that the cell's regime and learner do not read: they are at their defaults, and say nothing."""
+    regime, learner = REGIMES[config.regime.kind], LEARNERS[config.learner.kind]
+    of_regimes = {name for kind in REGIMES for name in REGIMES[kind].uses} - set(regime.uses)
+    of_evaluate = set(Evaluate.model_fields) - {"metrics", *learner.evaluates}
+    return {f"regime.{name}" for name in of_regimes} | {f"evaluate.{name}" for name in of_evaluate}
+
+
+def _within(path: str, fields: Collection[str]) -> bool:
+    return any(f"{path}.".startswith(f"{field}.") for field in fields)
 
 
 def _with_seeds(study: Study, values: list[Value]) -> list[Value]:

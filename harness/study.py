@@ -22,7 +22,7 @@ from harness.config.load import load_file
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source
-from harness.data.noted import Notes
+from harness.data.noted import Notes, held, notes_of
 from harness.data.packing import corpus_science, other_science, write_other
 from harness.data.real import PreparedData, RealData
 from harness.errors import DataError, InputError
@@ -38,7 +38,7 @@ from harness.regimes import check_supply, recipe
 from harness.registry import named
 from harness.science import CellSpec, Chain, DataSpec, Lineage, key_of
 from harness.section import DataSection, per_prompt
-from harness.store import Experiment, Store
+from harness.store import Store
 from harness.store.shared import Making, commit_once
 from harness.terminal import nearest, shown
 
@@ -133,13 +133,14 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     Raises:
         InputError: Anything the user gave is wrong.
     """
-    study = expand(load_file(path, assignments))
+    source = load_file(path, assignments)
+    study = expand(source, held(store.root, source.data.get("experiment")))
     check_claims(study)
     check_columns(study)
     _check_libraries(study)
     try:
         study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
-        notes = Notes(Experiment(store.root, study.base.experiment).path / "sources")
+        notes = Notes(notes_of(store.root, study.base.experiment))
         prepared = _resolve(study, DataOf(store, scratch, notes), TextsOf(store, notes))
         notes.tell()
         return prepared

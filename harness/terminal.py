@@ -77,12 +77,19 @@ def noun(number: int, one: str, many: str = "") -> str:
     return one if number == 1 else many or f"{one}s"
 
 
-def nearest(word: str, allowed: Iterable[str]) -> str:
-    """`` (did you mean 'x'?)`` or nothing: what is spelled nearly so, or is a part of it between ``_``."""
+def nearest(word: str, allowed: Iterable[str], alike: float = 0.6) -> str:
+    """`` (did you mean 'x'?)`` or nothing: what is spelled nearly so, or is a part of it between ``_``.
+
+    Args:
+        word: What was found.
+        allowed: What it may have been meant to be.
+        alike: The share of characters in common, in their order, from which it is; more where any other word
+            may stand.
+    """
     from difflib import get_close_matches
 
     known = list(allowed)
-    close = get_close_matches(word, known, n=1, cutoff=0.6)
+    close = get_close_matches(word, known, n=1, cutoff=alike)
     close = close or [name for name in known if name and name in word.split("_")]
     return f" (did you mean {close[0]!r}?)" if close else ""
 

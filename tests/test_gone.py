@@ -210,3 +210,31 @@ def test_results_are_read_without_the_files(make_config: Make, tmp_path: Path) -
     assert longer.returncode == 0 and "is not there" in longer.stderr
     other = harness("plan", config, "--root", root, "--set", "experiment=another")
     assert other.returncode == 2 and "rows.npy" in other.stderr and "Traceback" not in other.stderr
+
+
+def test_a_folder_that_is_named_without_a_stroke(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its name might be a misspelt source's: the store is asked before it is refused."""
+    config, root = make_config(TEXT, **{"data.source": "books"}), tmp_path / "root"
+    (tmp_path / "a" / "books").mkdir(parents=True)
+    (tmp_path / "a" / "books" / "one.txt").write_text("\n\n".join(LINES))
+    (tmp_path / "b").mkdir()
+    monkeypatch.chdir(tmp_path / "a")
+    before = known_by(open_prepared(config, root)[0])
+    monkeypatch.chdir(tmp_path / "b")
+    monkeypatch.setenv("HARNESS_ROOT", str(root))
+    for command in ("plan", "status", "show"):
+        done = harness(command, config)
+        assert done.returncode == 0, done.stderr
+        assert ("'books' is not there: taken from the store" in done.stderr) == (command != "show")
+    assert known_by(open_prepared(config, root)[0]) == before
+    unknown = "data.source: found 'books', allowed: python-docs, "
+    for other in (("--root", tmp_path / "another"), ("--set", "experiment=another")):
+        done = harness("plan", config, *other)
+        assert done.returncode == 2 and unknown in done.stderr and "did you mean" not in done.stderr
+        assert "; there is no file or folder of that name here" in done.stderr
+    stroke = harness("plan", config, "--set", "data.source=tomes/")
+    assert stroke.returncode == 2 and "there is no file or folder of that name here" in stroke.stderr
+    gaussian = harness("show", config, "--set", "data.source=gausian")
+    assert "(did you mean 'gaussian'?)" in gaussian.stderr

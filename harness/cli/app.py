@@ -19,6 +19,7 @@ from harness.files import path_of
 from harness.stop import Stop
 
 if TYPE_CHECKING:
+    from harness.config.grid import Study
     from harness.store import Store
     from harness.study import Prepared
 
@@ -108,6 +109,27 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
     return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
 
 
+def expanded(config: Path, assignments: Sequence[str] | None, root: Path | None = None) -> Study:
+    """The study's cells, without its data; the store is asked only what files that are gone have held.
+
+    Args:
+        config: Its file.
+        assignments: ``--set`` items.
+        root: The store; the usual one where a command takes none.
+    """
+    from harness.config.grid import expand
+    from harness.config.load import load_file
+    from harness.data.noted import held
+
+    source = load_file(config, tuple(assignments or ()))
+    return expand(source, held(root or usual_root(), source.data.get("experiment")))
+
+
+def usual_root() -> Path:
+    """The store where none is named."""
+    return path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)
+
+
 def sets(assignments: Sequence[str] | None) -> list[str]:
     """Assignments as the options that they were given with."""
     return [word for assignment in assignments or () for word in ("--set", assignment)]
@@ -115,8 +137,7 @@ def sets(assignments: Sequence[str] | None) -> list[str]:
 
 def options_of(root: Path, assignments: list[str] | None) -> list[str]:
     """The options with which another command finds the same study, beyond what it takes by itself."""
-    usual = path(os.environ.get("HARNESS_ROOT") or DEFAULT_ROOT)
-    found = [] if root == usual else ["--root", str(root)]
+    found = [] if root == usual_root() else ["--root", str(root)]
     return found + sets(assignments)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import Assignments, ConfigPath, Json, app, path, print_json, say
+from harness.cli.app import Assignments, ConfigPath, Json, app, expanded, path, print_json, say
 from harness.cli.tables import print_rows
 from harness.errors import InputError
 
@@ -76,11 +76,9 @@ def show(
 
     Example: harness show quickstart --cell 3
     """
-    from harness.config.grid import expand
-    from harness.config.load import load_file
     from harness.inspection.resolved import as_text, resolved
 
-    study = expand(load_file(config, tuple(assignments or ())))
+    study = expanded(config, assignments)
     cells = [found for found in study.cells if not found.teacher]
     if number > len(cells):
         raise InputError(f"--cell: found {number}, allowed: 1 to {len(cells)}")

@@ -19,6 +19,7 @@ from harness.cli.app import (
     Root,
     app,
     existing_store,
+    expanded,
     path,
     print_json,
     say,
@@ -187,13 +188,11 @@ def fetch(
 
     Example: harness fetch study.yaml --cache /shared/hf
     """
-    from harness.config.grid import expand
-    from harness.config.load import load_file
     from harness.errors import DataError
     from harness.fetch import describe
     from harness.fetch import fetch as bring
 
-    study = expand(load_file(config, tuple(assignments or ())))
+    study = expanded(config, assignments)
     try:
         found = bring(study, cache, say)
     except DataError as error:

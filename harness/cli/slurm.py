@@ -22,6 +22,7 @@ from harness.cli.app import (
     Root,
     app,
     existing_store,
+    expanded,
     options_of,
     path,
     print_json,
@@ -165,7 +166,7 @@ def submit(
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         variables = _hub(options) | ({TMP_VARIABLE: options.tmp} if options.tmp else {})
         if not options.network:
-            _check_files(config, given, options)
+            _check_files(config, given, options, root)
         store = Store.read(root)
         prepared = prepare_study(config, given, store, Path(scratch))
         work = _work(prepared, store, options)
@@ -236,13 +237,11 @@ def _remark(remarks: Sequence[str]) -> None:
         terminal.show(f"note: {remark}", sys.stderr)
 
 
-def _check_files(config: Path, given: Sequence[str], options: Options) -> None:
+def _check_files(config: Path, given: Sequence[str], options: Options, root: Path) -> None:
     """Look for what the jobs need of the hub where they will look, and say how to fetch it."""
-    from harness.config.grid import expand
-    from harness.config.load import load_file
     from harness.fetch import missing_files
 
-    if missing := missing_files(expand(load_file(config, tuple(given)))):
+    if missing := missing_files(expanded(config, given, root)):
         cache = ["--cache", str(options.cache)] if options.cache else []
         fetch = shlex.join(["harness", "fetch", str(config), *sets(given), *cache])
         raise InputError("\n".join(missing).replace("harness fetch CONFIG", fetch))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
@@ -76,12 +76,18 @@ class Study:
     source: Source
 
 
-def expand(source: Source) -> Study:
+def expand(source: Source, held: Callable[[str], bool] = lambda name: False) -> Study:
     """Expand a configuration file into its cells and seeds.
+
+    Args:
+        source: The file.
+        held: Whether a name is that of a file or folder that is gone, and of which a store knows what it held
+            (`harness.data.noted.held`).
 
     Raises:
         ConfigError: Anything in it is wrong; nothing has been started or written.
     """
+    check_kinds(source, held)
     parts = _parts(source)
     axes, overrides = dict(parts.axes), parts.overrides
     seeds = axes.pop("seed", None)
@@ -196,7 +202,6 @@ def point_of(source: Source, number: int) -> Point:
 
 def _parts(source: Source) -> Parts:
     """What all cells share, the axes, the overrides and the mitigations."""
-    check_kinds(source)
     data = dict(source.data)
     grid = data.pop("grid", None)
     overrides = _overrides(source, data.pop("overrides", None))

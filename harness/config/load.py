@@ -6,8 +6,7 @@ Every error names the file, the line, the field, what was found and what is allo
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,10 +91,14 @@ def _is_of(path: str, detail: ErrorDetails, field: str) -> bool:
     return f"{path}.".startswith(f"{field}.")
 
 
-def check_kinds(source: Source) -> None:
+def check_kinds(source: Source, held: Callable[[str], bool]) -> None:
     """Check the kinds that are named outside of the grid.
 
     Before fields are looked for that only an unknown one may have.
+
+    Args:
+        source: The file.
+        held: Whether a name is that of a file or folder that is gone, and a store knows what it held.
 
     Raises:
         ConfigError: The harness, and what is installed beside it, has no such kind.
@@ -117,7 +120,7 @@ def check_kinds(source: Source) -> None:
     if isinstance(name, str):
         if name in DATA.broken and name not in DATA.loaded:
             problems.append(source.problem("data.source", f"found {shown(name)}; {cut(DATA.broken[name])}"))
-        elif (wrong := unknown_source(name)) and not os.path.exists(name):
+        elif (wrong := unknown_source(name)) and not held(name):
             problems.append(source.problem("data.source", wrong))
     if problems:
         raise ConfigError(problems)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.components import DATA
-from harness.config.schema import TextData
+from harness.config.schema import NOTHING_THERE, TextData
 from harness.data.hub import load_hub
 from harness.data.reading import known, paragraphs, read_column, read_files
 from harness.errors import DataError, PluginError, reason_of
@@ -115,7 +115,8 @@ def read_named(
     path = Path(source)
     if not path.is_dir() and not source.lower().endswith(tuple(known())):
         allowed = f"{', '.join(DATA)}, hf:NAME, a {', '.join(known())} path, or a folder of such files"
-        raise DataError(f"{field}: found {shown(source)}, allowed: {allowed}")
+        nothing = "" if path.exists() else f"; {NOTHING_THERE}"
+        raise DataError(f"{field}: found {shown(source)}, allowed: {allowed}{nothing}")
     found = read_files(path, text_field, field)
     return Documents(found.documents, {}, found.files, found.empty, found.left_out)
 

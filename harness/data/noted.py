@@ -7,7 +7,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from harness.errors import DamagedError
 from harness.files import read_json, write_json
 from harness.science import key_of
 from harness.section import HUB
+from harness.store.experiment import Experiment
 from harness.terminal import shown
 
 VERSION = 1
@@ -112,6 +113,23 @@ class Notes:
                 said = read_json(path)
                 if said["version"] == VERSION and said["use"] == use and said["found"].keys() >= set(names):
                     yield _Note(said["paths"], said["host"], said["time"], said["found"])
+
+
+def held(root: Path, experiment: Any) -> Callable[[str], bool]:
+    """What says whether a name is that of a file or folder that is gone, and a store knows what it held.
+
+    Args:
+        root: The store.
+        experiment: The study's name as its file has it, whatever that is.
+    """
+    if not isinstance(experiment, str):
+        return lambda name: False
+    return Notes(notes_of(root, experiment)).gone
+
+
+def notes_of(root: Path, experiment: str) -> Path:
+    """The folder of an experiment's notes."""
+    return Experiment(root, experiment).path / "sources"
 
 
 def _is_name(source: str) -> bool:

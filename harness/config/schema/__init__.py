@@ -29,7 +29,7 @@ from harness.components.truths import (
     ShapeData,
 )
 from harness.components.vae import Vae, VaeSample, VaeTrain
-from harness.config.schema.data import Data, data_kind, unknown_source
+from harness.config.schema.data import NOTHING_THERE, Data, data_kind, unknown_source
 from harness.config.schema.learners import Learner
 from harness.config.schema.population import Member, Population
 from harness.config.schema.regimes import (
@@ -101,6 +101,7 @@ __all__ = [
     "VaeSample",
     "VaeTrain",
     "VerifierFilter",
+    "NOTHING_THERE",
     "execution",
     "data_kind",
     "unknown_source",

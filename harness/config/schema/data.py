@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Union
 
@@ -13,6 +14,8 @@ from harness.components.text import TextData
 from harness.components.truths import AnalyticData
 from harness.section import HUB
 from harness.terminal import nearest, shown
+
+NOTHING_THERE = "there is no file or folder of that name here"
 
 
 def data_kind(value: Any) -> str:
@@ -34,14 +37,14 @@ def data_kind(value: Any) -> str:
 def unknown_source(source: str) -> str:
     """What is wrong with a source that is taken for text as no kind has that name; empty where it may be.
 
-    A path has a stroke or a dot, and a folder of this name would do too.
+    A path has a stroke or a dot, or there is a file or folder of this name.
     """
     names = [*DATA, *(name for kind in DATA_KINDS for name in DATA_KINDS[kind].sources)]
-    if source in names or any(mark in source for mark in (HUB, "/", ".")):
+    if source in names or any(mark in source for mark in (HUB, "/", ".")) or os.path.exists(source):
         return ""
     return (
-        f"found {shown(source)}, allowed: {', '.join(names)}{nearest(source, names)}; {HUB}NAME, or a path; "
-        "names of a package need it installed"
+        f"found {shown(source)}, allowed: {', '.join(names)}{nearest(source, names, 0.7)}; {HUB}NAME, or a "
+        f"path; names of a package need it installed; {NOTHING_THERE}"
     )
 
 

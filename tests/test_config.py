@@ -231,7 +231,12 @@ BAD: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     (
         "sizes beside a preset",
         {"learner.model": {"preset": "tiny", "width": 8}},
-        ("width", "only go with architecture"),
+        ("width only goes with architecture, not with preset",),
+    ),
+    (
+        "two sizes beside a preset",
+        {"learner.model": {"preset": "tiny", "width": 8, "num_layers": 1}},
+        ("num_layers, width only go with architecture, not with preset",),
     ),
     ("width and heads", {"learner.model.num_heads": 3}, ("width 16 is not a multiple of num_heads 3",)),
     ("block over context", {"data.block_size": 64}, ("data.block_size", "64 tokens", "context of 48")),

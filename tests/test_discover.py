@@ -20,7 +20,9 @@ from harness.cli.app import config_names
 from harness.cli.discover import learner_names, list_kinds
 from harness.cli.results import formats
 from harness.components import LEARNERS
+from harness.components.model import resolve_model
 from harness.config import expand, load_file
+from harness.config.schema import Config, LanguageModel
 from harness.config.shipped import studies, summary
 from harness.config.source import get
 from harness.errors import InputError
@@ -107,6 +109,15 @@ def test_show_of_a_cell_that_is_not_there(make_config: Make) -> None:
     assert done.returncode == 2 and done.stderr == "error: --cell: found 3, allowed: 1 to 1\n"
 
 
+def settled(config: Config) -> Config:
+    """A cell with its preset written out."""
+    learner = config.learner
+    if not isinstance(learner, LanguageModel):
+        return config
+    model = resolve_model(learner.model)
+    return config.model_copy(update={"learner": learner.model_copy(update={"model": model})})
+
+
 @pytest.mark.parametrize("learner", sorted(learners()))
 def test_a_started_study_and_its_comments_are_valid(learner: str, tmp_path: Path) -> None:
     text, to_fill = starter("mine", learner)
@@ -119,8 +130,13 @@ def test_a_started_study_and_its_comments_are_valid(learner: str, tmp_path: Path
     # Every field that is a comment is named with the default that it has.
     path.write_text(re.sub(r"^( *)# (?! *- |overrides)(?= *[a-z_]+:)", r"\1", text, flags=re.MULTILINE))
     opened = expand(load_file(path))
-    assert [cell.config for cell in opened.cells] == [cell.config for cell in study.cells]
+    assert [settled(cell.config) for cell in opened.cells] == [settled(cell.config) for cell in study.cells]
     assert get(load_file(path).data, "resources.lease_s") == 60.0
+    # and with the one that `show` has, so that taking away one # alone changes nothing
+    shown = {value.path: value.value for value in resolved(study, 0)}
+    model = get(load_file(path).data, "learner.model") or {}
+    assert all(shown[f"learner.model.{name}"] == value for name, value in model.items())
+    assert "width" not in model and (not model or model["context"] == 128)
 
 
 def test_init_leaves_what_is_there_and_refuses_what_cannot_be(tmp_path: Path) -> None:

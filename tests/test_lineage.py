@@ -11,7 +11,9 @@ from conftest import GAUSSIAN, TEXT, Make
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.config import expand, load_file
 from harness.errors import ConfigError, HarnessError, InputError
+from harness.inspection.resolved import resolved
 from harness.science import Branch, Chain, Lineage, canonical_json, cut, key_of
 from harness.store import Store
 from harness.study import Prepared, open_study
@@ -165,6 +167,16 @@ def test_a_preset_and_its_sizes_written_out_are_one_science(prepare: Any, make_c
     assert list(preset.lineage.nodes) == list(written.lineage.nodes)
     with pytest.raises(ConfigError, match="same science"):
         prepare(make_config(TEXT, "c.yaml", grid={"learner.model": [{"preset": "tiny"}, sizes]}))
+    nulls = {"preset": "tiny", **dict.fromkeys(("architecture", "num_layers", "num_kv_heads", "context"))}
+    path = make_config(TEXT, "d.yaml", **{"learner.model": nulls})
+    assert list(prepare(path).lineage.nodes) == list(preset.lineage.nodes), "null says nothing"
+    shown = {value.path: value for value in resolved(expand(load_file(path)), 0)}
+    assert (shown["learner.model.context"].value, shown["learner.model.context"].origin) == (
+        128,
+        "preset tiny",
+    )
+    other = prepare(make_config(TEXT, "e.yaml", **{"learner.model": {"preset": "tiny", "context": 64}}))
+    assert not set(other.lineage.nodes) & set(preset.lineage.nodes)
 
 
 @pytest.mark.parametrize(

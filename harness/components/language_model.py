@@ -260,7 +260,7 @@ def stands_for(learner: LanguageModel) -> tuple[Mapping[str, Any], str]:
     if model.preset is None:
         return {}, ""
     sizes = preset_sizes(model.preset)
-    values = {f"model.{name}": sizes[name] for name in sizes if name not in model.model_fields_set}
+    values = {f"model.{name}": sizes[name] for name in sizes if name not in model.given}
     return values, f"preset {model.preset}"
 
 

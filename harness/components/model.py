@@ -16,6 +16,7 @@ class Model(Section):
     """A causal language model: a preset, a pretrained model, or an architecture with its sizes."""
 
     preset: str | None = since(None)
+    """Sizes by name (harness list presets); in its place pretrained, or architecture with its sizes."""
     pretrained: Place | None = since(None)
     revision: str | None = since(None)
     architecture: Literal["gpt2", "llama", "opt"] | None = since(None)
@@ -52,8 +53,9 @@ class Model(Section):
                 raise ValueError(f"architecture needs {', '.join(missing)} too")
             self._check_heads()
         elif given:
-            raise ValueError(f"{', '.join(given)} only go with architecture, not with {ways[0]}")
-        shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.model_fields_set
+            go = "goes" if len(given) == 1 else "go"
+            raise ValueError(f"{', '.join(given)} only {go} with architecture, not with {ways[0]}")
+        shape = {"num_kv_heads", "mlp_width", "context", "dropout", "tie_embeddings"} & self.given
         if self.pretrained is not None and shape:
             raise ValueError(f"{', '.join(sorted(shape))} cannot be changed in a pretrained model")
         if self.pretrained is None and self.revision is not None:
@@ -64,6 +66,11 @@ class Model(Section):
             message = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
             raise ValueError(f"preset {self.preset}: {message}") from None
         return self
+
+    @property
+    def given(self) -> set[str]:
+        """The fields that say something: null is the same as not given."""
+        return {name for name in self.model_fields_set if getattr(self, name) is not None}
 
     def _check_heads(self) -> None:
         """Check that the heads divide the width, and how llama groups and turns them."""
@@ -92,5 +99,5 @@ def resolve_model(model: Model) -> Model:
     """The model with its preset replaced by the architecture that it names; other models as they are."""
     if model.preset is None:
         return model
-    given = {name: getattr(model, name) for name in model.model_fields_set - {"preset"}}
+    given = {name: getattr(model, name) for name in model.given - {"preset"}}
     return Model(**{**preset_sizes(model.preset), **given})

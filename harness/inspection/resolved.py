@@ -106,7 +106,8 @@ def _origin(study: Study, point: Point, path: str, origins: Mapping[str, str]) -
     member = next((found for field, found in origins.items() if f"{path}.".startswith(f"{field}.")), "")
     if member.startswith(("member ", "population ")):  # over what the file says of all
         return member
-    if not has(point.raw, path):  # of a section that is given, the fields that it does not name
+    # of a section that is given, the fields that it does not name; null where a preset has a value names none
+    if not has(point.raw, path) or path in origins and get(point.raw, path) is None:
         return origins.get(path, "default")
     place = next((place for field, place in point.places.items() if f"{path}.".startswith(f"{field}.")), None)
     if place is not None:

@@ -76,7 +76,7 @@ def starter(name: str, learner: str) -> tuple[str, tuple[str, ...]]:
         "data:",
         *_block(data.section, given["data"], "  "),
         "learner:",
-        *_block(section, given["learner"], "  "),
+        *_block(section, given["learner"], "  ", stood=_stood_for(learner, given["learner"], to_fill)),
         "regime:",
         *_block(Regime, {"kind": "replace", "synthetic_ratio": 1.0}, "  ", left_out=of_others),
         f"generations: {last}  # the last one: generations 0 to {last} are fitted",
@@ -107,6 +107,22 @@ def _data_of(learner: str) -> DataKind:
     return found
 
 
+def _stood_for(learner: str, given: Mapping[str, Any], to_fill: Collection[str]) -> Mapping[str, Any]:
+    """The values that a field of a learner's example stands for, as a preset does, by dotted field."""
+    if to_fill:
+        return {}
+    return LEARNERS[learner].stands_for(learners()[learner].model_validate(given))[0]
+
+
+def _goes(section: type[BaseModel], given: Mapping[str, Any], name: str, stood: Mapping[str, Any]) -> bool:
+    """Whether a field may be given beside another one that stands for it."""
+    try:
+        section.model_validate({**given, name: stood[name]})
+    except ValidationError:
+        return False
+    return True
+
+
 def _missing(place: str, section: type[BaseModel], given: Mapping[str, Any]) -> Iterator[str]:
     """The fields that a section needs besides those that are given."""
     try:
@@ -128,6 +144,7 @@ def _block(
     left: str,
     inner: str = "",
     left_out: Collection[str] = (),
+    stood: Mapping[str, Any] | None = None,
 ) -> Iterator[str]:
     """The fields of a section: those that are given, and the others behind a ``#``.
 
@@ -137,11 +154,14 @@ def _block(
         left: What every line begins with: its indentation, or a ``# `` that is there already.
         inner: Indentation behind that ``# ``.
         left_out: Fields that this study cannot use.
+        stood: Values that one of the given fields stands for, by dotted field: they are shown where they may
+            be given beside it, and otherwise left out.
     """
+    stood = stood or {}
     for item in fields(section):
-        if item.name in left_out:
+        if item.name in left_out or item.name in stood and not _goes(section, given, item.name, stood):
             continue
-        value = given.get(item.name, item.default)
+        value = given.get(item.name, stood.get(item.name, item.default))
         whole = len(item.sections) == 1 and isinstance(value, Mapping) and bool(value)
         mark = "" if item.name in given or "#" in left else "# "
         head = f"{left}{mark}{inner}{item.name}:"
@@ -150,7 +170,9 @@ def _block(
             if mark or "#" in left:
                 yield from _block(item.sections[0], {}, f"{left}{mark}", f"{inner}  ")
             else:
-                yield from _block(item.sections[0], value, f"{left}  ")
+                inside = f"{item.name}."
+                below = {name.removeprefix(inside): stood[name] for name in stood if name.startswith(inside)}
+                yield from _block(item.sections[0], value, f"{left}  ", stood=below)
         elif item.name in given or not item.required:
             yield from _with_words(f"{head} {_inline(value)}", item, f"{left}{inner}")
         elif "#" not in left:

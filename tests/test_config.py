@@ -510,6 +510,29 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
         study(make_config(TEXT), assignment)
 
 
+@pytest.mark.parametrize(
+    ("assignment", "said"),
+    [
+        ("filters=[{kind: repetition, max_share: 2}]", "filters.0.max_share: found 2"),
+        ("learner.train={batch_size: 0}", "learner.train.batch_size: found 0"),
+        ("resources.ranks=64", "learner.train.batch_size: 8 is not a multiple of resources.ranks 64"),
+        ("resources.micro_batch=3", "learner.train.batch_size: 8 is not a multiple of resources.ranks 1 x "),
+        ("learner.model.num_heads=3", "learner.model: width 16 is not a multiple of num_heads 3"),
+        ("grid.regime.synthetic_ratio=[0.5, 2]", "regime.synthetic_ratio: found 2"),
+    ],
+)
+def test_what_an_assignment_did_is_not_blamed_on_the_file(
+    make_config: Make, assignment: str, said: str
+) -> None:
+    filters = [{"kind": "repetition", "max_share": 0.5}]
+    path = make_config(TEXT, filters=filters, grid={"regime.synthetic_ratio": [0.5, 1]})
+    with pytest.raises(ConfigError) as caught:
+        study(path, assignment)
+    assert str(caught.value).startswith(f"--set: {said}")
+    with pytest.raises(ConfigError, match=rf"{path}:\d+: generations: found -1"):  # what is the file's is its
+        study(make_config(TEXT, path.name, generations=-1), "resources.ranks=2")
+
+
 def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
     path = make_config(
         TEXT,

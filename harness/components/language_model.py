@@ -272,7 +272,7 @@ def _check_batch(section: str, batch_size: int, ranks: int, micro: int | None) -
     if micro is not None and (batch_size // ranks) % micro:
         raise ValueError(
             f"learner.{section}.batch_size {batch_size} is not a multiple of resources.ranks {ranks} x "
-            f"micro_batch {micro}"
+            f"resources.micro_batch {micro}"
         )
 
 

@@ -39,7 +39,13 @@ class Source:
     track: Entered | None = None
 
     def problem(self, path: str, message: str) -> InputProblem:
-        """A problem at a field: at its line, or at the line of the nearest enclosing section."""
+        """A problem at a field: at its line, or at the line of the nearest enclosing section.
+
+        Where ``--set`` has given one of the fields that the message names, and not the one that it is about,
+        what is in the file was right before: the problem is at ``--set``.
+        """
+        if not self.is_set(path) and any(_names(message, path, name) for name in self.set_paths):
+            return InputProblem("--set", None, path, message)
         probe = path
         while probe:
             if probe in self.set_paths:
@@ -109,7 +115,20 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
         except TypeError as error:
             raise ConfigError([InputProblem("--set", None, dotted, str(error))]) from None
         set_paths.append(dotted)
+        # what stood there in the file, and below, is no longer what counts
+        lines = {at: line for at, line in lines.items() if not f"{at}.".startswith(f"{dotted}.")}
     return Source(name, data, lines, frozenset(set_paths))
+
+
+def _names(message: str, path: str, field: str) -> bool:
+    """Whether a message about a path names another field, in whole or as one of the path's own.
+
+    A name without a dot is a word like any other.
+    """
+    own = field.removeprefix(f"{path}.") if path and field.startswith(f"{path}.") else field
+    return (own != field or "." in field) and re.search(
+        rf"(?<![\w.]){re.escape(own)}(?!\w|\.\w)", message
+    ) is not None
 
 
 def _text(path: Path) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from harness.errors import DamagedError, DataError, StoreError, reason_of
+from harness.errors import DamagedError, DataError, InputError, StoreError, reason_of
 from harness.terminal import shown
 
 MAX_NAME, MAX_PATH = 255, 4095
@@ -231,6 +231,11 @@ def is_foreign(root: Path) -> bool:
     """
     found = [path.name for path in root.iterdir()]
     return any(not name.startswith(PASSING) for name in found) and not (root / "format").exists()
+
+
+def foreign(root: Path) -> InputError:
+    """What is said of a folder that can be no store, as it holds other things."""
+    return InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
 
 
 def refuse_special(path: Path, field: str) -> None:

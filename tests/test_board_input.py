@@ -110,7 +110,7 @@ def test_a_source_tree_with_changes_is_marked(computed: Any, commits: tuple[str,
 def test_commands_say_what_is_wrong_in_one_message(computed: Any, tmp_path: Path) -> None:
     config, root, entries = computed
     missing = harness("leaderboard", "add", config, "--root", tmp_path / "none", "--to", tmp_path / "board")
-    assert missing.returncode == 2 and "is not a store of the harness" in missing.stderr
+    assert missing.returncode == 2 and "nothing has been run yet at --root" in missing.stderr
     assert not (tmp_path / "board").exists()
     place = write_entry(entries["keep"], tmp_path / "board")
     place.write_text(place.read_text().replace("0.5", "0.6"))

@@ -289,7 +289,7 @@ def test_a_report_of_nothing_says_so(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN), tmp_path / "root"
     done = harness("report", config, "--root", root)
     assert done.returncode == 2 and not root.exists()
-    assert f"--root {root} is not a store of the harness" in done.stderr
+    assert f"error: nothing has been run yet at --root {root}; `harness run STUDY` does, or" in done.stderr
     Store.open(root)
     done = harness("report", config, "--root", root)
     assert done.returncode == 0 and done.stdout == "nothing has been committed yet\n"
@@ -305,6 +305,28 @@ def test_status_of_a_study_that_has_not_begun(make_config: Make, tmp_path: Path)
     )
     done = harness("status", tmp_path / "config.yaml", "--root=~/nothing", HOME=str(tmp_path))
     assert f"no store at --root {tmp_path / 'nothing'} yet" in done.stderr
+
+
+def test_a_root_that_is_another_folder(make_config: Make, tmp_path: Path) -> None:
+    """Commands that look say of it what a run would say; of an empty one that nothing has been run."""
+    config, other, empty = make_config(GAUSSIAN), tmp_path / "other", tmp_path / "empty"
+    for folder in (other, empty):
+        folder.mkdir()
+    (other / "letter.txt").write_text("mine")
+    refused = (
+        f"error: --root {other} is not empty and is not a store of the harness; name another directory\n"
+    )
+    for command in ("status", "plan", "run", "explain"):
+        done = harness(command, config, "--root", other)
+        assert (done.returncode, done.stderr, done.stdout) == (2, refused, ""), command
+    for command in (("export", config), ("pull", config, "--generation", 0, "--to", tmp_path / "x"), ("gc",)):
+        done = harness(*command, "--root", other)
+        assert done.returncode == 2 and f"--root {other} is not a store of the harness; name" in done.stderr
+        for root in (empty, tmp_path / "none"):
+            done = harness(*command, "--root", root)
+            assert done.returncode == 2 and f"nothing has been run yet at --root {root}; " in done.stderr
+    assert harness("status", config, "--root", empty).returncode == 0
+    assert [path.name for path in other.iterdir()] == ["letter.txt"] and not any(empty.iterdir())
 
 
 def test_an_internal_error_is_one_line(tmp_path: Path) -> None:

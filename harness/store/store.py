@@ -19,6 +19,7 @@ from harness.files import (
     CHECKSUMS,
     PROBE,
     TOMBSTONE,
+    foreign,
     is_foreign,
     move_aside,
     parse_json,
@@ -101,9 +102,7 @@ class Store:
         try:
             root.mkdir(parents=True, exist_ok=True)
             if is_foreign(root):
-                raise InputError(
-                    f"--root {root} is not empty and is not a store of the harness; name another directory"
-                )
+                raise foreign(root)
             if not (root / "format").exists():
                 write_json(root / "format", {"format": FORMAT, "harness": __version__})
             cls._check_format(root)

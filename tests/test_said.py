@@ -31,6 +31,7 @@ from harness.inventory.failed import with_logs, without_logs
 from harness.reporting import ledger
 from harness.reporting.claims import Judgement, describe
 from harness.reporting.rows import Rows
+from harness.reporting.scope import rescoped
 from harness.science import cut
 from harness.stop import Stop
 from harness.store import Experiment, Store
@@ -82,6 +83,32 @@ def test_a_report_says_how_many_chains_failed(make_config: Make, tmp_path: Path)
     page = (root / "experiments" / "normal" / "report" / "report.html").read_text()
     assert "<li>3 of 4 chains failed; harness status says why</li>" in page
     assert "it ends &lt;b&gt;here&lt;/b&gt; (2 chains)" in page and "a rank died" in page
+
+
+def test_a_page_of_less_than_was_there_says_so(make_config: Make, tmp_path: Path) -> None:
+    config, root = make_config(GAUSSIAN, grid={"seed": [0, 1], "data.num_examples": [20, 30]}), tmp_path / "r"
+    Store.open(root)
+    Experiment(root, "normal").begin({}, [])
+    folder = root / "experiments" / "normal" / "report"
+    for assignment, was, now in (
+        ("seed=0", "", ""),  # nobody knows what was there
+        ("generations=5", "", ""),  # a seed more
+        ("grid.seed=[0]", "2 cells and 2 seeds", "2 cells and 1 seed"),
+        ("grid.seed=[0, 2]", "", ""),
+        ("data.num_examples=30", "2 cells and 2 seeds", "1 cell and 2 seeds"),
+    ):
+        done = harness("report", config, "--root", root, "--set", assignment)
+        assert done.returncode == 0
+        said = [line for line in done.stderr.splitlines() if line.startswith("note: the page")]
+        assert len(said) == bool(was), done.stderr
+        what = f"{folder} had cells or seeds that this one has not: it was of {was}, this one is of {now}; "
+        assert not was or what in said[0] and "--out writes elsewhere" in said[0]
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        for wrong in ("[", "[]", "{}", '{"seeds": [[]], "columns": 1, "cells": []}'):
+            (folder / "scope.json").write_text(wrong)
+            assert rescoped(prepared, folder) == ""
+        assert rescoped(prepared, folder) == rescoped(prepared, tmp_path / "none" / "there") == ""
 
 
 class Screen(io.StringIO):

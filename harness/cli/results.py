@@ -218,6 +218,7 @@ def report(
     from harness.reporting.baseline import baselines
     from harness.reporting.claims import describe, judge
     from harness.reporting.report import build, failed_chains, failed_line, variance
+    from harness.reporting.scope import rescoped
     from harness.store import Experiment
 
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
@@ -237,6 +238,8 @@ def report(
         known = baselines(prepared, store, rows)
         try:
             page = build(prepared, store, rows, folder, progress(), known)
+            if less := rescoped(prepared, folder):
+                say(less)
         except OSError as error:
             raise InputError(f"--out: {folder} cannot be written: {error.strerror}") from None
         verdicts = [describe(found, rows.names) for found in judge(prepared, rows)]

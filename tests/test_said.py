@@ -372,6 +372,8 @@ def test_chains_of_a_worker_that_died_are_failed(
         states = chain_states(prepared, store)
     assert [state.state for state in states] == ["failed", "failed"]
     assert {state.detail for state in states} == {*run.failed.values()} and len(run.failed) == 2
+    called = [f"chain {state.chain} (seed {state.seed})" for state in states]
+    assert [name for name, _ in run._summary(1.0, "").failures] == called, "as status calls them"
 
 
 def test_a_watched_status_ends_when_nothing_is_left(make_config: Make, tmp_path: Path) -> None:

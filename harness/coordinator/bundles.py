@@ -16,6 +16,7 @@ from typing import Any
 
 import ray
 
+from harness.coordinator.display import chain_name
 from harness.coordinator.failures import by_ray, classify, store_trouble
 from harness.coordinator.gang import death
 from harness.coordinator.revision import source_revision
@@ -297,7 +298,7 @@ class BundleRun:
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
             what = f"a bundle of {counted(len(task.chains), 'chain')} failed"
-            self.display.line(f"{what}{', trying again' if again else ''}: {reason}")
+            self.display.line(f"{what}{f', trying again: {reason}' if again else ''}")
             if again:
                 for part in task.slices:
                     for unit in part.units:
@@ -332,8 +333,10 @@ class BundleRun:
         complete = [chain for chain in self.prepared.bundles if chain.key not in left]
         total = sum(last + 1 for key, last in self._wanted.items() if key not in left)
         stopped = bool(left) and (self.stop.is_set() or bool(reason))
-        names = {chain.key: chain.id for chain in self.prepared.bundles}
-        failures = tuple((f"chain {names[key]}", reason) for key, reason in self.failed.items())
+        failures = tuple(
+            (chain_name(self.prepared, self.prepared.bundled[key]), reason)
+            for key, reason in self.failed.items()
+        )
         failed = 0 if stopped else len(self.prepared.bundles) - len(complete)
         return RunSummary(
             len(complete),

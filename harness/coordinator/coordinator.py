@@ -12,7 +12,7 @@ import ray
 
 from harness.config.schema import Resources
 from harness.coordinator.cluster import machines, unreachable
-from harness.coordinator.display import NEWS, computed_by, described, running_row
+from harness.coordinator.display import NEWS, chain_of, computed_by, described, running_row
 from harness.coordinator.failures import HOST_ADVICE, Budget, FailureKind, store_trouble
 from harness.coordinator.gang import GangHandle, Outcome, death
 from harness.coordinator.plans import plan_of
@@ -220,7 +220,8 @@ class Coordinator:
         self.experiment.event("branch_held", branch=branch.id, key=key, owner=view.owner)
         if who.get("about", {}).get("coordinator") != self.id:
             self.display.line(
-                f"branch {branch.id} waits: {who.get('host', 'somebody else')} computes its next generation"
+                f"{chain_of(self.prepared, key)} waits: {who.get('host', 'somebody else')} computes its next "
+                "generation"
             )
 
     def _start_gang(self, action: Start) -> int:
@@ -344,12 +345,13 @@ class Coordinator:
             attempt=attempt,
             again=again,
         )
-        self.display.line(f"branch {branch.id} failed{', trying again' if again else ''}: {reason}")
+        name = chain_of(self.prepared, self.tally.next_of(branch) or branch.nodes[-1])
+        self.display.line(f"{name} failed{f', trying again: {reason}' if again else ''}")
         self._refresh_machines()
         if again:
             self.queue.push(branch)
         else:
-            self.failed[f"branch {branch.id}"] = reason
+            self.failed[name] = reason  # said at the end, with all that failed so
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
         """The machines of a gang that are gone.

@@ -18,7 +18,7 @@ from harness import terminal
 from harness.config.naming import cell_name
 from harness.metrics.catalogue import SHOWN
 from harness.records import Record
-from harness.science import Branch
+from harness.science import Branch, Chain
 from harness.study import Prepared
 
 STALLED_S = 120.0
@@ -169,6 +169,19 @@ def computed_by(prepared: Prepared, node: str, others: int) -> str:
     known = prepared.lineage.nodes[node]
     label = axes_text(prepared.study.cells[known.cell].axes, known.grid_seed)
     return f"{label} and {others} more chain{'s' if others > 1 else ''}" if others else label
+
+
+def chain_of(prepared: Prepared, node: str) -> str:
+    """The chain that computes a generation, as other commands know it: its id, its cell and its seed."""
+    known = prepared.lineage.nodes[node]
+    own = (known.cell, known.grid_seed)
+    found = next(chain for chain in prepared.lineage.chains if (chain.cell, chain.seed) == own)
+    return chain_name(prepared, found)
+
+
+def chain_name(prepared: Prepared, chain: Chain) -> str:
+    """A chain with its id, its cell and its seed."""
+    return f"chain {chain.id} ({axes_text(prepared.axes(chain), chain.seed)})"
 
 
 def described(record: Record | None) -> str:

@@ -23,7 +23,7 @@ class RunSummary:
     reason: str = ""
     """Why it stopped early, where nobody asked it to."""
     failures: tuple[tuple[str, str], ...] = ()
-    """Branch or chain, and why, for people."""
+    """Chain, with its cell and seed, and why, for people."""
 
     def __add__(self, other: RunSummary) -> RunSummary:
         """Two parts of one run, one after the other."""

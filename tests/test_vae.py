@@ -20,6 +20,7 @@ from harness.config import expand, load_file
 from harness.config.schema import Vae
 from harness.data.images import ImageSet
 from harness.errors import InputError
+from harness.inspection.starter import starter
 from harness.learners import Control, SoloRanks, make_learner
 from harness.learners.protocol import EvaluateTask, SampleTask, TrainingSet
 from harness.learners.schedule import Schedule
@@ -30,6 +31,8 @@ from harness.metrics import vae as metrics
 from harness.preparation import load_data
 from harness.records import Examples
 from harness.regimes import Drawn
+from harness.reporting import ledger
+from harness.reporting.baseline import NO_BETTER, baselines
 from harness.science import EvaluationSpec
 from harness.store import Store
 from harness.study import Prepared
@@ -606,6 +609,36 @@ def test_the_cross_entropy_is_that_of_torch_and_stays_finite() -> None:
     assert metrics.bernoulli_nll(np.zeros((1, 10)), np.full((1, 10), 0.37)).item() == pytest.approx(
         10 * math.log(2)
     )
+
+
+def test_the_mean_image_has_the_cross_entropy_of_its_pixels() -> None:
+    p = np.array([0.1, 0.5, 0.9])
+    images = (np.arange(10_000)[:, None] < 10_000 * p).astype(np.float32)
+    entropy = -(p * np.log(p) + (1 - p) * np.log(1 - p)).sum()
+    assert metrics.mean_image_elbo(images, images) == pytest.approx(-entropy, abs=1e-6)
+    dark, lit = np.zeros((8, 2), np.float32), np.array([[0, 1]], np.float32)
+    assert metrics.mean_image_elbo(dark, lit) == pytest.approx(np.log(9 / 10) + np.log(1 / 10))
+
+
+@pytest.mark.parametrize("learns", [True, False])
+def test_a_vae_is_compared_with_the_mean_image(make_config: Make, tmp_path: Path, learns: bool) -> None:
+    """The study that ``harness init`` writes knows more than that; three epochs of 96 images do not."""
+    config = make_config(IMAGES)
+    if learns:
+        config.write_text(starter("vae", "vae")[0])
+    sets = ("generations=0", "grid.regime.synthetic_ratio=[1.0]") if learns else ("generations=0",)
+    run_all(config, tmp_path / "root", *sets)
+    prepared, store = open_prepared(config, tmp_path / "root", *sets)
+    (found,) = baselines(prepared, store, ledger.rows(prepared, store))
+    assert found.metric == "vae/elbo" and (found.found[0] > found.value) == learns
+    real = prepared.real(0, store)
+    assert isinstance(real, ImageSet)
+    mean = metrics.mean_image_elbo(real.real(0, real.num_examples).values, real.test.values)
+    assert found.value == mean and found.text.startswith(
+        f"the mean training image, its pixels independent, has {mean:.4g}; generation 0 has "
+        f"{found.found[0]:.4g}"
+    )
+    assert found.warning == ("" if learns else NO_BETTER)
 
 
 def test_the_loss_is_the_negative_elbo_and_beta_weighs_the_kl() -> None:

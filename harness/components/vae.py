@@ -111,7 +111,7 @@ COMPONENT = LearnerPlugin(
     example={
         "latent_dim": 10,
         "channels": [16, 32],
-        "train": {"epochs": 10, "batch_size": 64, "learning_rate": 2e-3},
+        "train": {"epochs": 40, "batch_size": 64, "learning_rate": 3e-3},
     },
     seeds=1,
 )

@@ -35,6 +35,24 @@ def bernoulli_nll(logits: npt.NDArray[np.floating], images: npt.NDArray[np.float
     return nll
 
 
+def mean_image_elbo(train: npt.NDArray[np.floating], test: npt.NDArray[np.floating]) -> float:
+    """Log-probability of test images under independent Bernoullis, one for each pixel, as the ELBO counts it.
+
+    What a model has that knows the mean training image and nothing of any single one. A black and a white
+    image are counted too, so that a pixel that is never lit may be.
+
+    Args:
+        train: Shape [num, pixels], in [0, 1].
+        test: Likewise.
+
+    Returns:
+        Nats per image, mean over the test images.
+    """
+    lit = (train.sum(axis=0, dtype=np.float64) + 1) / (len(train) + 2)
+    logits = np.log(lit) - np.log1p(-lit)
+    return float(-bernoulli_nll(np.broadcast_to(logits, test.shape), test).mean())
+
+
 def gaussian_kl(mean: Array, log_variance: Array) -> Array:
     """KL(N(mean, diag exp log_variance) || N(0, I)) = 1/2 sum_d.
 

@@ -1,7 +1,7 @@
 """Whether generation 0 has learned anything: what is better than nothing, and what nothing can beat.
 
-For text, models that count words and pairs of words; for closed forms, what the truth itself would have. A
-collapse from a model that knew nothing is none.
+For text, models that count words and pairs of words; for images the mean one; for closed forms, what the
+truth itself would have. A collapse from a model that knew nothing is none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from harness.config.naming import cell_name
 from harness.metrics.bigram import bigram_nll, unigram_nll
+from harness.metrics.vae import mean_image_elbo
 from harness.reporting.explorer import HIDDEN_AXES
 from harness.reporting.ledger import cell_value
 from harness.reporting.rows import Rows
@@ -21,8 +22,12 @@ from harness.science import canonical_json
 from harness.store import Store
 from harness.study import Prepared
 
+ELBO = "vae/elbo"
 MAX_BLOCKS = 20_000
 """Training blocks that are counted, the first ones."""
+MAX_IMAGES = 20_000
+"""Training images whose mean is taken, the first ones."""
+NO_BETTER = ", which is no better: it has learned less than that, and has little to lose"
 MAX_DATA = 6
 """Sets of real data that have a line."""
 
@@ -74,12 +79,22 @@ def baselines(prepared: Prepared, store: Store, rows: Rows) -> list[Baseline]:
         data, own = prepared.data[cells[0]], list[Baseline]()
         if data.real.counted:
             own += _of_text(prepared, prepared.real(cells[0], store), rows, cells)
+        if (elbo := _first(prepared, rows, ELBO, cells)) is not None:
+            own.append(_of_images(prepared.real(cells[0], store), elbo))
         for metric, value in data.real.own_metrics.items():
             if (first := _first(prepared, rows, metric, cells)) is not None:
                 own.append(Baseline(metric, "the truth", value, first))
         where = _where(prepared, cells[0]) if len(seen) > 1 else ""
         found += [replace(item, where=where) for item in own]
     return found
+
+
+def _of_images(real: Any, elbo: tuple[float, float]) -> Baseline:
+    """What the mean image has, and the best and the worst of some cells: with an ELBO more is better."""
+    value = mean_image_elbo(real.real(0, min(real.num_examples, MAX_IMAGES)).values, real.test.values)
+    name = "the mean training image, its pixels independent,"
+    worst, best = elbo
+    return Baseline(ELBO, name, value, (best, worst), NO_BETTER if worst <= value else "")
 
 
 def _where(prepared: Prepared, cell: int) -> str:
@@ -102,9 +117,7 @@ def _of_text(prepared: Prepared, real: Any, rows: Rows, cells: Sequence[int]) ->
     }
     found = []
     for name, nll in known.items():
-        warning = ""
-        if first[1] >= math.exp(nll):
-            warning = ", which is no better: it has learned less than that, and has little to lose"
+        warning = NO_BETTER if first[1] >= math.exp(nll) else ""
         found.append(Baseline("test/perplexity", name, math.exp(nll), first, warning))
     return found
 

@@ -42,6 +42,22 @@ def test_help_imports_nothing_heavy() -> None:
         assert command in done.stdout
 
 
+def test_help_breaks_lines_as_the_terminal_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines of the source that come between end amid the screen's."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("NO_COLOR", "1")
+    ended = {
+        "export": "which filters it met, as Parquet files with a Croissant description.",
+        "status": "something has changed, and the whole once nothing is left to wait for. With",
+    }
+    for command, line in ended.items():
+        assert line in [found.strip() for found in harness(command, "--help").stdout.splitlines()]
+    told = harness("reference", "build", "--help").stdout
+    assert (
+        "[OPTIONS] SOURCE" in told.replace("{", "").replace("}", "") and " source " not in told.split("╭")[0]
+    )
+
+
 def test_tables_are_made_without_pandas_and_frames_with_it() -> None:
     code = """if True:
         import sys

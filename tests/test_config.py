@@ -533,6 +533,50 @@ def test_what_an_assignment_did_is_not_blamed_on_the_file(
         study(make_config(TEXT, path.name, generations=-1), "resources.ranks=2")
 
 
+def test_a_part_of_a_range_may_be_assigned(make_config: Make) -> None:
+    path = make_config(TEXT, grid={"seed": {"from": 5, "count": 9}, "data.num_examples": [32, 64]})
+    assert study(path, "grid.seed.count=3").seeds == (5, 6, 7)
+    assert study(path, "grid.seed.from=1", "grid.seed.count=2").seeds == (1, 2)
+    for assignment, said in (
+        (
+            "grid.seed.count=0",
+            "grid.seed: found {'from': 5, 'count': 0}, expected a list of values, or {from: ",
+        ),
+        ("grid.data.num_examples.count=3", "found 3 (count is of a range, and data.num_examples has none), "),
+        (
+            "grid.seed=3",
+            "grid.seed: found 3, expected a list of values, or {from: INTEGER, count: INTEGER >= 1}",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            study(path, assignment)
+        assert str(caught.value).startswith("--set: ") and said in str(caught.value)
+
+
+def test_what_a_study_needs_is_told_with_an_example(make_config: Make) -> None:
+    for name in ("experiment", "data", "learner"):
+        whole = merged(TEXT, {"learner.model": {"preset": "tiny"}})
+        path = make_config({key: value for key, value in whole.items() if key != name})
+        with pytest.raises(ConfigError) as caught:
+            study(path)
+        found, _, example = (
+            str(caught.value).removeprefix(f"{path}: {name}: is required, such as `").partition("`")
+        )
+        assert yaml.safe_load(found).keys() == {name} and "`" not in example
+        path.write_text(path.read_text() + f"{found}\n")
+        assert study(path).cells
+
+
+def test_axes_over_parts_of_a_regime_are_told_to_be_whole(make_config: Make) -> None:
+    grid = {"regime.kind": ["replace", "accumulate"], "regime.synthetic_ratio": [0.5, 1.0]}
+    with pytest.raises(
+        ConfigError, match=r"accumulate does not use synthetic_ratio .*; an axis of whole regimes"
+    ):
+        study(make_config(TEXT, grid=grid))
+    whole = [{"kind": "replace", "synthetic_ratio": 0.5}, {"kind": "accumulate"}]
+    assert len(study(make_config(TEXT, grid={"regime": whole})).cells) == 2, "as it says"
+
+
 def test_grid_is_the_product_and_ranges_are_integers(make_config: Make) -> None:
     path = make_config(
         TEXT,

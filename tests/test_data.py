@@ -34,7 +34,7 @@ from harness.data.documents import _statements, read_documents
 from harness.data.images import read_images
 from harness.data.packing import prepare
 from harness.data.truths import make_truth
-from harness.errors import DamagedError, DataError, InputError
+from harness.errors import ConfigError, DamagedError, DataError, InputError
 from harness.preparation import load_data
 from harness.proc import usable_memory
 from harness.reporting import ledger
@@ -778,3 +778,11 @@ finally:
         tree = ast.parse(text)
         found = [node for node in _statements(tree) if isinstance(node, holders)]
         assert found == [node for node in ast.walk(tree) if isinstance(node, holders)] and len(found) > 11
+
+
+@pytest.mark.parametrize(("count", "said"), [(1, "1 document is too few"), (2, "2 documents are too few")])
+def test_how_many_documents_are_too_few(make_config: Make, tmp_path: Path, count: int, said: str) -> None:
+    source = tmp_path / "few.txt"
+    source.write_text("\n\n".join(f"the {number}th" for number in range(count)))
+    with pytest.raises(ConfigError, match=f"data.source: .* split is empty: {said}$"):
+        open_prepared(make_config(TEXT, **{"data.source": str(source)}), tmp_path / "root")

@@ -124,8 +124,12 @@ def test_groups_of_real_text_have_their_documents_scores(
 @pytest.mark.parametrize(
     ("names", "asked", "message"),
     [
-        (("a", "b"), "language", r"own.jsonl:1 has no text in the field 'language'"),
-        (("a",), "lang", r"'lang' of .*own.jsonl names 1 groups; allowed: 2 to 32"),
+        (
+            ("a", "b"),
+            "language",
+            r"evaluate.groups: .*own.jsonl:1 has no text in the field 'language'; it has text, lang",
+        ),
+        (("a",), "lang", r"'lang' of .*own.jsonl names 1 group; allowed: 2 to 32"),
         (("a", "b"), "text", r"'text' of .*own.jsonl names 900 groups; allowed: 2 to 32"),
         (("a b", "a-b"), "lang", r"names the group 'a-b', and its column would be another's"),
         (("a", "!"), "lang", r"names the group '!', and its column"),

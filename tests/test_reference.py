@@ -168,6 +168,7 @@ def test_bad_input_is_one_message(study: Any, tmp_path: Path, make_config: Make)
     normal = make_config(GAUSSIAN)
     for arguments, message in (
         ((tmp_path / "missing.jsonl",), "SOURCE: .*missing.jsonl cannot be read"),
+        (("nobooks",), "SOURCE: found 'nobooks', .*; there is no file or folder of that name here"),
         ((source, "--against", normal), "--against: the data of .*config.yaml are no text"),
         ((source, "--text-field", "body"), "has no text in the field 'body'"),
     ):

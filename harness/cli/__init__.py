@@ -5,6 +5,7 @@ Nothing heavy is imported before a command runs, so ``--help`` is quick and need
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 import tempfile
@@ -13,10 +14,28 @@ from importlib.metadata import PackageNotFoundError, metadata
 from pathlib import Path
 from typing import NoReturn
 
+from typer import Typer
+
 from harness import terminal
 from harness.cli import board, discover, grid, machine, reference, results, slurm  # noqa: F401 (commands)
 from harness.cli.app import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, app
 from harness.errors import HarnessError, InputError
+
+
+def _unwrap(group: Typer) -> None:
+    """Give commands' texts to who shows them without the line breaks of the source.
+
+    Otherwise a terminal of another width breaks each line twice.
+    """
+    for command in group.registered_commands:
+        text = inspect.getdoc(command.callback) or ""
+        command.help = command.help or "\n\n".join(" ".join(part.split()) for part in text.split("\n\n"))
+    for inner in group.registered_groups:
+        if inner.typer_instance is not None:
+            _unwrap(inner.typer_instance)
+
+
+_unwrap(app)
 
 
 def main() -> None:

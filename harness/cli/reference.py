@@ -31,7 +31,9 @@ app.add_typer(reference, name="reference", rich_help_panel="A study")
 
 @reference.command()
 def build(
-    source: Annotated[str, typer.Argument(help="As data.source: a name, hf:NAME, a file or a folder.")],
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="As data.source: a name, hf:NAME, a file or a folder.")
+    ],
     to: Annotated[Path, typer.Option("--to", parser=path, metavar="DIR", help="A new folder.")],
     licence: Annotated[
         str, typer.Option("--licence", "--license", metavar="TEXT", help="Of the text: a name or an address.")

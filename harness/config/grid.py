@@ -326,7 +326,14 @@ def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
             raise source.error(place, f"asks for {values['count']:,} values; allowed are {MAX_CHAINS:,}")
         return range(values["from"], values["from"] + values["count"])
     if not isinstance(values, list):
-        raise source.error(place, f"found {shown(values)}, expected a list of values")
+        *_, part = name.split(".")
+        whole = name.removesuffix(f".{part}")
+        hint = f" ({part} is of a range, and {whole} has none)" if part in ("from", "count") else ""
+        raise source.error(
+            place,
+            f"found {shown(values)}{hint}, expected a list of values, or {{from: INTEGER, count: INTEGER "
+            ">= 1}",
+        )
     if not values:
         raise source.error(place, "is an empty axis; give at least one value")
     seen: set[str] = set()

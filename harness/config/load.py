@@ -143,10 +143,22 @@ def _problems(
             path, message = split_field(message)
         elif detail["type"] == "value_error":
             path, message = _narrowed(data, path, message)
+        if path == "regime" and "does not use" in message:
+            message += _of_parts(places)
         if message not in messages.setdefault(path, []):
             messages[path].append(message)
     problems = [source.placed(path, "; or ".join(found), places) for path, found in messages.items()]
     return sorted(problems, key=lambda problem: problem.line or 0)
+
+
+def _of_parts(places: Mapping[str, str]) -> str:
+    """What helps where axes give a regime part by part, and one kind does not use what another one needs."""
+    if not any(field.startswith("regime.") and place.startswith("grid.") for field, place in places.items()):
+        return ""
+    return (
+        "; an axis of whole regimes goes, such as regime: [{kind: replace, synthetic_ratio: 0.5}, {kind: "
+        "accumulate}]"
+    )
 
 
 def _narrowed(data: Mapping[str, Any], path: str, message: str) -> tuple[str, str]:

@@ -21,6 +21,15 @@ TOP_LEVEL_EXTRA = ("grid", "overrides", "mitigations", "mitigation", "track")
 """What a file may have beside the fields of `Config`."""
 
 
+SUCH_AS: Mapping[str, str] = {
+    "experiment": ", such as `experiment: mine`",
+    "data": ", such as `data: {source: python-docs}`",
+    "learner": ", such as `learner: {kind: language_model, model: {preset: tiny}}`; harness list learners "
+    "says which there are",
+}
+"""What a study without one of its own sections is told."""
+
+
 def section_classes(annotation: Any) -> list[type[BaseModel]]:
     """The sections that an annotation allows."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
@@ -106,7 +115,7 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
         return (
             f"found {shown(found)}, expected more values"
             if isinstance(found, list | tuple)
-            else "is required"
+            else f"is required{SUCH_AS.get(path, '')}"
         )
     if kind == "value_error":
         return str(context.get("error", detail["msg"]))

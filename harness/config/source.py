@@ -111,7 +111,7 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
                 [InputProblem("--set", None, "", f"found {shown(assignment)}, expected a.b=value")]
             )
         try:
-            _assign(data, dotted, _value(dotted, value))
+            dotted = _assign(data, dotted, _value(dotted, value))
         except TypeError as error:
             raise ConfigError([InputProblem("--set", None, dotted, str(error))]) from None
         set_paths.append(dotted)
@@ -146,14 +146,22 @@ def _text(path: Path) -> str:
         raise ConfigError([InputProblem(str(path), None, "", f"cannot be read: {reason}")]) from None
 
 
-def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
+def _assign(data: dict[str, Any], dotted: str, value: Any) -> str:
     """Apply one ``--set``.
 
     ``grid.a.b`` is the axis named a.b, and a field that is an axis is pinned to the value.
+    ``grid.seed.count`` changes a range that is given as ``{from: 0, count: 3}``.
+
+    Returns:
+        The dotted path of what it has changed: for a part of a range that of the axis.
     """
     if dotted.startswith("grid."):
-        data["grid"] = {**(data.get("grid") or {}), dotted.removeprefix("grid."): value}
-        return
+        grid, axis = data.get("grid") or {}, dotted.removeprefix("grid.")
+        whole, _, part = axis.rpartition(".")
+        if part in ("from", "count") and isinstance(grid, dict) and isinstance(grid.get(whole), dict):
+            axis, value = whole, {**grid[whole], part: value}
+        data["grid"] = {**grid, axis: value}
+        return f"grid.{axis}"
     grid = data.get("grid")
     if isinstance(grid, dict):
         grid.pop(dotted, None)
@@ -164,6 +172,7 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> None:
         if touched is not None:
             raise TypeError(f"touches the same field as the axis {touched}; set grid.{touched} instead")
     put(data, dotted, value)
+    return dotted
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:

@@ -155,9 +155,12 @@ def read_groups(config: TextData, group_field: str) -> dict[str, list[tuple[str,
             str(split): _pairs(rows[config.text_field], rows[group_field]) for split, rows in loaded.items()
         }
     except DataError as error:
-        raise DataError(
-            str(error).replace("(data.text_field)", "(data.text_field, evaluate.groups)")
-        ) from None
+        message = str(error)
+        if f"{shown(group_field)} (data.text_field)" in message and group_field != config.text_field:
+            message = message.replace("data.source:", "evaluate.groups:", 1).replace(
+                " (data.text_field)", "", 1
+            )
+        raise DataError(message) from None
     sides = own_sides(source, found, config.split.own_test)
     return {"" if side == "train" and "validation" not in sides else side: found[side] for side in sides}
 

@@ -16,7 +16,7 @@ from harness.errors import DataError
 from harness.files import write_json
 from harness.records import Examples
 from harness.streams import stream
-from harness.terminal import shown
+from harness.terminal import counted, shown
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -118,7 +118,7 @@ def _too_few(sides: Mapping[str, Sequence[str]]) -> str:
     documents = [text.strip() for texts in sides.values() for text in texts]
     different = len(set(documents))
     if different == len(documents):
-        return f"{different} documents are too few"
+        return f"{counted(different, 'document')} {'is' if different == 1 else 'are'} too few"
     which = "all of them are equal" if different == 1 else f"only {different} of them are different"
     return (
         f"there are {len(documents)} documents, but {which}, and equal documents fall on one side; give more "

@@ -309,8 +309,10 @@ def json_lines(path: Path, text: str, field: str, read: Collection[str]) -> Iter
 def _read_jsonl(path: Path, text: str, text_field: str, field: str) -> Iterator[str | None]:
     for number, row in json_lines(path, text, field, (text_field,)):
         if not isinstance(row, dict) or not isinstance(row.get(text_field, 0), str | None):
+            has = f"; it has {cut(', '.join(row))}" if isinstance(row, dict) and text_field not in row else ""
             raise DataError(
-                f"{field}: {path}:{number} has no text in the field {shown(text_field)} (data.text_field)"
+                f"{field}: {path}:{number} has no text in the field {shown(text_field)} "
+                f"(data.text_field){has}"
             )
         value = row[text_field]
         if value is not None and any("\ud800" <= character <= "\udfff" for character in value):

@@ -37,7 +37,7 @@ from harness.metrics import LEXICAL_OF_SHORT
 from harness.metrics.lexical import LONGEST
 from harness.records import Examples
 from harness.science import Prompts
-from harness.terminal import shown
+from harness.terminal import counted, shown
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -348,7 +348,7 @@ class TextCorpus(RealData):
         texts: dict[str, list[str]] = {group: [] for pairs in found.values() for _, group in pairs if group}
         what = f"evaluate.groups: {shown(field)} of {self.config.source}"
         if not 2 <= len(texts) <= MAX_GROUPS:
-            raise DataError(f"{what} names {len(texts)} groups; allowed: 2 to {MAX_GROUPS}")
+            raise DataError(f"{what} names {counted(len(texts), 'group')}; allowed: 2 to {MAX_GROUPS}")
         for text, group in test:
             if group:
                 texts[group].append(text)

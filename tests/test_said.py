@@ -25,6 +25,7 @@ from harness.cli.results import _print_answers, _print_verdicts
 from harness.cli.tables import print_rows
 from harness.config.schema import Claim, Statistic
 from harness.coordinator.bundles import BundleRun, BundleTask
+from harness.coordinator.session import _told, describe_chains
 from harness.coordinator.summary import RunSummary
 from harness.inspection.status import chain_states
 from harness.inventory.failed import with_logs, without_logs
@@ -35,6 +36,7 @@ from harness.reporting.scope import rescoped
 from harness.science import cut
 from harness.stop import Stop
 from harness.store import Experiment, Store
+from harness.store.experiment import Others
 from harness.study import commit_data, open_study
 from harness.terminal import counted, noun
 
@@ -334,6 +336,25 @@ def test_one_thing_has_no_s(make_config: Make, tmp_path: Path) -> None:
     assert done.stdout == f"packed the records of 4 generations; 1 pack in {root / 'packs'}\n"
     done = harness("plan", config, "--root", root)
     assert "(4 fits), 4 in the store" in done.stdout
+
+
+def test_a_study_that_measures_more_is_no_other_one(make_config: Make, tmp_path: Path) -> None:
+    root, said = tmp_path / "root", "experiment normal has 2 chains of "
+    config = make_config(GAUSSIAN, grid={"seed": [0, 1]}, generations=1)
+    run_all(config, root)
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        experiment, data = Experiment(root, "normal"), prepared.study.source.data
+        assert experiment.begin(data, describe_chains(prepared)) == Others()
+        begun = experiment.begin({**data, "evaluate": {"critical": True}}, [])
+        assert begun == Others(2, measured=True)
+        experiment.begin(data, [])
+        assert experiment.begin({**data, "learner": {"kind": "kde"}}, []) == Others(2)
+    (line,) = _told(experiment, begun)
+    assert line.startswith(f"{said}this study with another `evaluate` on this store: they stay, and no model")
+    (line,) = _told(experiment, Others(1))
+    assert line.startswith("experiment normal has 1 chain of another study on this store: they stay, but")
+    assert _told(experiment, Others()) == []
 
 
 def test_equal_reasons_of_failures_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

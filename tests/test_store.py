@@ -380,7 +380,9 @@ def test_another_study_of_the_same_name_is_told(tmp_path: Path) -> None:
 
     def others(chain: str, kind: str = "gaussian", axes: Any = (), **more: Any) -> int:
         config = {"experiment": "one", "learner": {"kind": kind}, **more}
-        return experiment.begin(config, [{"chain": chain, "keep": [], "axes": dict(axes)}])
+        found = experiment.begin(config, [{"chain": chain, "keep": [], "axes": dict(axes)}])
+        assert not found.measured
+        return found.count
 
     assert others("a") == 0 == others("b", grid={"seed": [1]}) == others("c", seed=3, generations=9)
     assert others("a", "kde") == 0, "a chain of it is there"

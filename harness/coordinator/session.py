@@ -34,7 +34,9 @@ from harness.proc import usable_cpus
 from harness.science import Chain
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
+from harness.store.experiment import Others
 from harness.study import Prepared, commit_data
+from harness.terminal import counted
 from harness.tracking import Mirror
 from harness.tracking.tracker import open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_bundles, of_chain
@@ -113,10 +115,22 @@ def check_this_machine(prepared: Prepared) -> None:
         raise prepared.study.source.located(error) from None
 
 
-_OTHERS = (
-    "experiment {0} has {1} chains of another study on this store: they stay, but its report is written "
-    "anew, and W&B and harness.load have both by one name; give one of them another `experiment`"
-)
+def _told(experiment: Experiment, others: Others) -> list[str]:
+    """What is said of chains that a study of the same name has left on the store, in a line."""
+    if not others.count:
+        return []
+    chains = counted(others.count, "chain")
+    if others.measured:
+        return [
+            f"experiment {experiment.name} has {chains} of this study with another `evaluate` on this store: "
+            "they stay, and no model of theirs is fitted again but in bundles; the report is of what is "
+            "measured now, and W&B and harness.load have both by one name"
+        ]
+    return [
+        f"experiment {experiment.name} has {chains} of another study on this store: they stay, but its "
+        "report is written anew, and W&B and harness.load have both by one name; give one of them another "
+        "`experiment`"
+    ]
 
 
 def run_study(
@@ -165,8 +179,8 @@ def run_study(
             raise GangError("stopped while another run wrote the data of this study")
         others = experiment.begin(source.data, describe_chains(prepared))
         with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
-            if others:
-                display.line(_OTHERS.format(experiment.name, others))
+            for line in _told(experiment, others):
+                display.line(line)
             mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
             views = Views(prepared, store)
 
@@ -233,5 +247,5 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundled.values())
-    warnings += [_OTHERS.format(experiment.name, others)] if others else []
+    warnings += _told(experiment, others)
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings

@@ -14,6 +14,7 @@ import socket
 import time
 import uuid
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,19 @@ from harness.terminal import listed, visible
 
 NOT_DECLARED = ("experiment", "claims", "tracking", "resources", "retention", "grid")
 """Fields of a study that no claim is about, or that a declaration has in a place of their own."""
+
+
+@dataclass(frozen=True)
+class Others:
+    """Chains of another study under the name of this one.
+
+    Attributes:
+        count: How many.
+        measured: Whether the studies differ in nothing but ``evaluate``.
+    """
+
+    count: int = 0
+    measured: bool = False
 
 
 class Experiment:
@@ -38,7 +52,7 @@ class Experiment:
         self.name = name
         self._own_events: Path | None = None
 
-    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> int:
+    def begin(self, config: Mapping[str, Any], chains: Sequence[Mapping[str, Any]]) -> Others:
         """Make the folder and write down what the experiment is.
 
         Chains of earlier runs under this name stay in the list: a part of a grid may be run by itself, and
@@ -51,7 +65,7 @@ class Experiment:
                 keeps (``keep``).
 
         Returns:
-            How many chains another study has run under this name; 0 where this one goes on with it.
+            The chains that another study has run under this name; none where this one goes on with it.
         """
         others = self._others(config, {entry["chain"] for entry in chains})
         for name in ("logs", "progress", "parts"):
@@ -68,16 +82,19 @@ class Experiment:
             merged = parts
         return others
 
-    def _others(self, config: Mapping[str, Any], chains: Collection[str]) -> int:
-        """How many chains there are, if none of them and nothing but the grid is of this study."""
+    def _others(self, config: Mapping[str, Any], chains: Collection[str]) -> Others:
+        """The chains that there are, if none of them and nothing but the grid is of this study."""
         try:
             before, known = read_json(self.path / "config.json"), read_json(self.path / "chains.json")
             there = {entry["chain"] for entry in known}
             axes = {*before.get("grid", ()), *config.get("grid", ())}.union(*(e["axes"] for e in known))
-            same = _about(before, axes) == _about(config, axes)
+            was, now = _about(before, axes), _about(config, axes)
+            differ = {name for name in {*was, *now} if was.get(name) != now.get(name)}
         except (DamagedError, KeyError, TypeError, AttributeError):
-            return 0
-        return 0 if same or there.intersection(chains) else len(there)
+            return Others()
+        if not differ or there.intersection(chains):
+            return Others()
+        return Others(len(there), measured=differ == {"evaluate"})
 
     def _declare(self, config: Mapping[str, Any]) -> None:
         """Write down what a study claims before anything of it runs: once, so the first time stays."""

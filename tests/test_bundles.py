@@ -897,3 +897,21 @@ def test_killed_workers_and_signals_cost_a_task_and_no_more(
         export(open_study(config, (), Store.read(place))[0], Store.read(place)) for place in (root, clean)
     ]
     pd.testing.assert_frame_equal(*frames, check_exact=True)
+
+
+def test_a_plan_says_which_chains_run_again_from_the_start(make_config: Make, tmp_path: Path) -> None:
+    grid, root = {"seed": [0, 1], "regime.synthetic_ratio": [0.5, 1.0]}, tmp_path / "root"
+    config = make_config({**BASE, **CASES["gaussian"], "generations": 2}, grid=grid)
+    run_bundles(config, root, "seed=0")
+
+    def planned(*sets: str) -> tuple[int, list[str]]:
+        options = [word for item in sets for word in ("--set", item)]
+        told = harness("plan", config, "--root", root, *options).stdout.splitlines()
+        found = json.loads(harness("plan", config, "--root", root, "--json", *options).stdout)
+        return found["chains_again"], [line for line in told if line.startswith("bundles ")]
+
+    assert planned() == planned("generations=1") == (0, [])
+    said = "in closed form {} in the store up to an earlier generation; {} again from the start"
+    longer, few = ("generations=3",), ("generations=3", "regime.synthetic_ratio=0.5")
+    assert planned(*longer) == (2, [f"bundles         2 chains {said.format('are', 'they run')}"])
+    assert planned(*few) == (1, [f"bundles         1 chain {said.format('is', 'it runs')}"])

@@ -226,6 +226,13 @@ def plan(
         + (f"{found.generations_begun} of which a part is to be made, " if found.generations_begun else "")
         + f"{found.generations_unique - found.generations_stored - found.generations_begun} to compute"
     )
+    if found.chains_again:
+        there = "chain in closed form is" if found.chains_again == 1 else "chains in closed form are"
+        runs = "it runs" if found.chains_again == 1 else "they run"
+        terminal.show(
+            f"bundles         {found.chains_again:,} {there} in the store up to an earlier generation; "
+            f"{runs} again from the start"
+        )
     for data in found.data:
         terminal.show(f"data            {_read(data)}")
     for shape in found.shapes:

@@ -49,6 +49,8 @@ class PlanSummary:
     weights_gone: int
     remarks: tuple[str, ...]
     held_back: tuple[str, ...]
+    chains_again: int
+    """Bundled chains that the store has up to an earlier generation, and that are run from the start."""
 
 
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
@@ -106,6 +108,7 @@ def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> Plan
         weights_gone=weights_gone(prepared, store),
         remarks=tuple(remarks(prepared, store)),
         held_back=tuple(held_back(shapes.values(), machines)),
+        chains_again=sum(chain.key in inventory.places for chain in todo),
     )
 
 

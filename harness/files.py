@@ -238,6 +238,21 @@ def foreign(root: Path) -> InputError:
     return InputError(f"--root {root} is not empty and is not a store of the harness; name another directory")
 
 
+def no_store(root: Path) -> InputError:
+    """What is said to who reads a store where there is none."""
+    named = "name the one that the study is in, here or in HARNESS_ROOT"
+    try:
+        other = root.exists() and (not root.is_dir() or is_foreign(root))
+    except OSError:
+        other = True
+    if other:
+        return InputError(f"--root {root} is not a store of the harness; {named}")
+    return InputError(
+        f"nothing has been run yet at --root {root}; `harness run STUDY` does, or, if there is a store "
+        f"elsewhere, {named}"
+    )
+
+
 def refuse_special(path: Path, field: str) -> None:
     """Refuse what is no regular file: a pipe may never answer, a device never end, and both are read once.
 

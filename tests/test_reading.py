@@ -98,7 +98,11 @@ def test_the_commands_say_so_and_end_with_1(make_config: Make, tmp_path: Path) -
         assert "the next harness run makes what is damaged again" in done.stderr
     assert fingerprint(root) == before
     nothing = harness("export", config, "--root", tmp_path / "typo")
-    assert nothing.returncode == 2 and "is not a store" in nothing.stderr and nothing.stdout == ""
+    assert (
+        nothing.returncode == 2
+        and "nothing has been run yet at --root" in nothing.stderr
+        and nothing.stdout == ""
+    )
 
 
 def in_the_way(path: Path) -> None:

@@ -381,7 +381,7 @@ def test_what_a_sync_refuses(study: tuple[Path, Path], make_config: Make, tmp_pa
         for arguments, given, expected in (
             ((config, "--root", root), nobody, "not logged in to W&B"),
             ((disabled, "--root", root), settings, "tracking.wandb: found disabled"),
-            ((config, "--root", tmp_path / "nothing"), settings, "is not a store of the harness"),
+            ((config, "--root", tmp_path / "nothing"), settings, "nothing has been run yet at --root"),
             ((config, "--root", root, "--watch", "0"), settings, "--watch"),
         ):
             done = harness("sync", *arguments, **given)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,7 +16,7 @@ import typer
 
 from harness import __version__, terminal
 from harness.errors import InputError
-from harness.files import foreign, is_foreign, path_of
+from harness.files import foreign, is_foreign, no_store, path_of
 from harness.stop import Stop
 
 if TYPE_CHECKING:
@@ -106,8 +107,9 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
     from harness.study import prepare_study
 
     store = Store.read(root)
-    if _is_foreign(root):
-        raise foreign(root)
+    with contextlib.suppress(OSError):  # what cannot be looked into is told of by the store
+        if root.is_dir() and is_foreign(root):
+            raise foreign(root)
     return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
 
 
@@ -163,26 +165,12 @@ def progress() -> Callable[[str], None]:
     return lambda text: terminal.write(f"\r\x1b[K{terminal.visible(text)[:78]}", sys.stderr)
 
 
-def _is_foreign(root: Path) -> bool:
-    """Whether there is a folder with other things; one that cannot be looked into is told of by the store."""
-    try:
-        return root.is_dir() and is_foreign(root)
-    except OSError:
-        return False
-
-
 def existing_store(root: Path, writes: bool) -> Any:
     """The store at a root, which must be there; opened for writing only where that is needed."""
     from harness.store import Store
 
     if not (root / "format").exists():
-        named = "name the one that the study is in, here or in HARNESS_ROOT"
-        if not root.exists() or root.is_dir() and not _is_foreign(root):
-            raise InputError(
-                f"nothing has been run yet at --root {root}; `harness run STUDY` does, or, if there is a "
-                f"store elsewhere, {named}"
-            )
-        raise InputError(f"--root {root} is not a store of the harness; {named}")
+        raise no_store(root)
     return Store.open(root) if writes else Store.read(root)
 
 

@@ -12,7 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedError, HarnessError, InputError
+from harness.errors import DamagedError, HarnessError
+from harness.files import no_store
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
@@ -110,7 +111,7 @@ def sync(
     """
     check_wanted(prepared)
     if every_s is None and not (root / "format").exists():
-        raise InputError(f"--root {root} is not a store of the harness")
+        raise no_store(root)
     base, there = prepared.study.base, (root / "format").exists()
     trackers = open_trackers(base.tracking, Experiment(root, base.experiment).path)
     with contextlib.ExitStack() as stack:

@@ -107,8 +107,10 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
     from harness.study import prepare_study
 
     store = Store.read(root)
-    with contextlib.suppress(OSError):  # what cannot be looked into is told of by the store
-        if root.is_dir() and is_foreign(root):
+    # what cannot be looked into is told of by the store; of one that has lost its `format` there is still
+    # something to tell
+    with contextlib.suppress(OSError):
+        if root.is_dir() and is_foreign(root) and not (root / "experiments").is_dir():
             raise foreign(root)
     return prepare_study(config, tuple(assignments or ()), store, Path(scratch)), store
 

@@ -18,7 +18,6 @@ from harness.errors import DamagedError
 from harness.files import read_json, write_json
 from harness.science import key_of
 from harness.section import HUB
-from harness.store.experiment import Experiment
 from harness.terminal import shown
 
 VERSION = 1
@@ -128,8 +127,8 @@ def held(root: Path, experiment: Any) -> Callable[[str], bool]:
 
 
 def notes_of(root: Path, experiment: str) -> Path:
-    """The folder of an experiment's notes."""
-    return Experiment(root, experiment).path / "sources"
+    """The folder of an experiment's notes, in the one that `harness.store.Experiment` has."""
+    return root.absolute() / "experiments" / experiment / "sources"
 
 
 def _is_name(source: str) -> bool:

@@ -11,6 +11,7 @@ results.records(experiment="quickstart").groupby("generation")["test/perplexity"
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -57,6 +58,13 @@ def _path(text: str | Path) -> Path:
         return path_of(str(text))
     except ValueError as error:
         raise InputError(str(error)) from None
+
+
+KEPT_BY_BUNDLES = (
+    "was run in a bundle, which keeps records and parameters only; with resources.bundled: false every "
+    "generation has its corpus and its fit"
+)
+"""What is said of who asks for more of a bundled chain."""
 
 
 def _check_key(key: str | None) -> None:
@@ -120,16 +128,18 @@ class Results:
 
     def _listed(self, experiment: str) -> int:
         """How many chains of an experiment have begun, by its list of them."""
+        from harness.errors import StoreError
         from harness.files import read_json
         from harness.store import Store
 
         store = Store.read(self.root)
-        fits = [
-            generation["fit"]
-            for chain in read_json(self.root / "experiments" / experiment / "chains.json")
-            for generation in chain["generations"][:1]
-        ]
-        return sum(store.has("fits", fit) for fit in fits)
+        try:
+            chains = read_json(self.root / "experiments" / experiment / "chains.json")
+            fits = [generation["fit"] for chain in chains for generation in chain["generations"][:1]]
+            bundled = {chain["bundle"] for chain in chains if "bundle" in chain}
+        except (StoreError, KeyError, TypeError):  # `corpus` and the doctor tell of it
+            return 0
+        return sum(store.has("fits", fit) for fit in fits) + len(bundled & store.bundles.index().keys())
 
     def corpus(
         self, key: str | None = None, *, chain: str | None = None, generation: int | None = None
@@ -148,10 +158,11 @@ class Results:
             harness.errors.InputError: No experiment on the store has it; a fit has written several; chains
                 in bundles keep no corpora.
         """
-        if chain is None and generation is None:
-            _check_key(key)
-        elif key is not None or chain is None or generation is None:
+        if (key is None) == (chain is None) or (chain is None) != (generation is None):
             raise InputError("give a key, or a chain and a generation")
+        if key is not None:
+            _check_key(key)
+        which = key or f"generation {generation} of chain {shown(chain)}"
         unread: list[str] = []
         found: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
         for name, of, number, node in self._generations(unread):
@@ -160,8 +171,8 @@ class Results:
         if len(found) > 1:
             several = "; ".join(f"{corpus}: generation {held[0][1]}" for corpus, held in found.items())
             raise InputError(
-                f"{key}: this fit has written {len(found)} corpora, as cells sample differently. Give chain "
-                f"and generation, or the key of the corpus: {several}"
+                f"{which}: this fit has written {len(found)} corpora, as cells sample differently. Give "
+                f"chain and generation, or the key of the corpus: {several}"
             )
         for name, _, node in (item for held in found.values() for item in held):
             frame = self._read_corpus(name, node)
@@ -169,8 +180,9 @@ class Results:
                 return frame
         if key is not None:
             self._refuse_bundled(key)
+        elif chain in self._bundled():
+            raise InputError(f"{which}: {KEPT_BY_BUNDLES}")
         left_out = f"; left out: {'; '.join(unread)}" if unread else ""
-        which = key or f"generation {generation} of chain {shown(chain)}"
         raise InputError(f"{which}: no experiment on {self.root} has such a corpus{left_out}")
 
     def _read_corpus(self, experiment: str, generation: Mapping[str, Any]) -> pd.DataFrame | None:
@@ -225,10 +237,19 @@ class Results:
         bundles = Store.read(self.root).bundles
         rows = bundles.unordered(list(bundles.index()), wanted=lambda name: name == "fit")
         if rows is not None and pc.any(pc.equal(rows["fit"], key)).as_py():
-            raise InputError(
-                f"{key}: was run in a bundle, which keeps records and parameters only; with "
-                "resources.bundled: false every generation has its corpus and its fit"
-            )
+            raise InputError(f"{key}: {KEPT_BY_BUNDLES}")
+
+    def _bundled(self) -> set[str]:
+        """The ids of all chains that were run in bundles."""
+        from harness.errors import StoreError
+        from harness.files import read_json
+
+        found = set[str]()
+        for name in self.experiments():
+            with contextlib.suppress(StoreError, KeyError, TypeError):
+                chains = read_json(self.root / "experiments" / name / "chains.json")
+                found |= {chain["chain"] for chain in chains if "bundle" in chain}
+        return found
 
     def _generations(self, unread: list[str]) -> Iterator[tuple[str, str, int, Mapping[str, Any]]]:
         """Every generation of every chain that was run by itself: experiment, chain, index, and its keys.

@@ -119,7 +119,7 @@ def test_what_chance_explains_is_no_change() -> None:
     rows = [row for seed, last in enumerate((2.0, 4.0, 3.5)) for row in chain(None, seed, 3.0, last)]
     (line,) = answers(rows, (), [0, 1, 2])
     assert line.startswith(
-        "NLL on real test text does not change beyond doubt, 3 and 3.17 nats/token (by 0.2 ± 2.6"
+        "NLL on real test text does not change beyond doubt, 3 and 3.17 nats/token (by 0.17 ± 2.6"
     )
 
 
@@ -250,3 +250,13 @@ def test_groups_and_other_texts_are_in_the_sentence() -> None:
         "NLL on real test text rises from 2 to 2.5 nats/token; NLL in nats/token rises by 0.5 on xx, falls "
         "by 0.25 on poems, rises by 0.125 on en, by 0.0625 on code"
     )
+
+
+def test_groups_that_may_not_have_changed_are_not_named() -> None:
+    noise, sure = (3.1, 2.0, 3.4, 2.6), (3.5, 3.52, 3.49, 3.51)
+    rows = [row for seed in range(4) for row in chain(None, seed, 2.0, 2.5 + 0.01 * seed)]
+    for row in rows:
+        row["test/nll/noise"] = noise[row["seed"]] if row["generation"] else 3.0
+        row["test/nll/sure"] = sure[row["seed"]] if row["generation"] else 3.0
+    (line,) = answers(rows, (), [0, 1, 2, 3])
+    assert line.endswith("; NLL in nats/token rises by 0.505 on sure")

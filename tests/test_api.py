@@ -110,9 +110,22 @@ def test_an_experiment_whose_text_has_changed(make_config: Make, tmp_path: Path)
     experiment = Experiment(root, prepared.study.base.experiment)
     experiment.begin(prepared.study.source.data, describe_chains(prepared))
     assert len(harness.load(root).records(experiment=experiment.name))
+    other = make_config(
+        yaml.safe_load(config.read_text()),
+        "b.yaml",
+        **{"experiment": "b", "resources.bundled": True, "data.num_examples": 10},
+    )
+    bundled, _ = run_bundles(other, root)
+    Experiment(root, "b").begin(bundled.study.source.data, describe_chains(bundled))
+    with pytest.raises(InputError, match="generation 0 of chain .* was run in a bundle, which keeps records"):
+        harness.load(root).corpus(chain=bundled.chains[0].id, generation=0)
     np.save(tmp_path / "rows.npy", np.arange(60.0).reshape(60, 1) ** 2)
-    with pytest.raises(InputError, match=r"none of its \d+ chains? is of its study as it reads now: a file"):
-        harness.load(root).records(experiment=experiment.name)
+    for name in (experiment.name, "b"):
+        said = r"none of its \d+ chains? is of its study as it reads now: a file"
+        with pytest.raises(InputError, match=said):
+            harness.load(root).records(experiment=name)
+        (root / "experiments" / name / "chains.json").write_text('[{"chain": "x"}]')
+        assert not len(harness.load(root).records(experiment=name))
 
 
 def test_python_is_told_what_the_commands_tell(
@@ -207,7 +220,9 @@ def test_a_stored_fit_opens_as_it_lies(text_store: Any) -> None:
         results.model("0" * 32)
     for odd in ("", "../..", "0" * 31, None):
         for ask in (results.model, results.corpus):
-            with pytest.raises(InputError, match="key: found .*, expected 32 hexadecimal digits"):
+            nothing = odd is None and ask == results.corpus
+            wanted = "give a key, or a chain" if nothing else "key: found .*, expected 32 hexadecimal digits"
+            with pytest.raises(InputError, match=wanted):
                 ask(odd)  # type: ignore[arg-type]
 
 

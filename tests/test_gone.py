@@ -14,6 +14,7 @@ import pytest
 from chains import open_prepared
 from conftest import GAUSSIAN, IMAGES, TEXT, Make, harness
 
+from harness.data.noted import held
 from harness.errors import InputError
 from harness.store import Store
 from harness.study import Prepared, open_study
@@ -238,3 +239,10 @@ def test_a_folder_that_is_named_without_a_stroke(
     assert stroke.returncode == 2 and "there is no file or folder of that name here" in stroke.stderr
     gaussian = harness("show", config, "--set", "data.source=gausian")
     assert "(did you mean 'gaussian'?)" in gaussian.stderr
+
+
+@pytest.mark.parametrize("name", ["a" * 300, "../../x", "a/b", ""])
+def test_a_name_that_is_none_asks_no_store(tmp_path: Path, name: str) -> None:
+    """It is refused as what it is, wherever it would lead."""
+    (tmp_path / "experiments").mkdir()
+    assert not held(tmp_path, name)("books")

@@ -31,7 +31,7 @@ from harness.reporting.palette import FEW, styles
 from harness.reporting.report import build as build_report
 from harness.reporting.rows import Rows
 from harness.reporting.samples import marked
-from harness.reporting.tables import summary_table, to_csv
+from harness.reporting.tables import _columns, summary_table, to_csv
 from harness.reporting.worth import worth_lines
 from harness.study import open_study
 
@@ -437,3 +437,15 @@ def test_the_sections_of_a_grid_in_closed_form(make_config: Make, tmp_path: Path
     for title in ("What a real example is worth", "Has generation 0 learned anything?", "What it has cost"):
         assert title in page
     assert "What happens" in page and "Text narrows" not in page, "there is no text"
+
+
+def test_the_note_says_which_last_generations_are_there() -> None:
+    """Where there is no room for the last one of every cell it does not say that they are all there."""
+    curves_of = [dict.fromkeys(range(last + 1), 0.0) for last in (5, 8, 11, 20)]
+    shown, said = _columns(curves_of, 4)
+    assert shown == [0, 8, 11, 20] and said.endswith("and the last ones of some cells")
+    assert _columns(curves_of, 5)[1].endswith("and the last ones of the cells")
+    assert _columns([dict.fromkeys(range(20), 0.0)], 3) == (
+        [0, 10, 19],
+        "every 10th generation and the last one",
+    )

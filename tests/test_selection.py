@@ -331,10 +331,10 @@ def test_choices_among_examples_that_score_alike_are_recorded(
         path = tmp_path / f"{bundled}.yaml"
         path.write_text(yaml.safe_dump({**config, "resources": {"bundled": bundled}}))
         prepared, store = run(path, tmp_path / str(bundled))
-        made = list(judging._recorded(prepared, store, {0}))
+        made = judging._recorded(prepared, store, {0}).tolist()
         (line,) = judging.remarks(prepared, store)
         assert ": curate: so many of its choices are among examples that score alike" in line
-        said.append((sorted((then, found.made, found.alike) for _, then, found in made), line))
+        said.append((sorted(tuple(row[1:4]) for row in made), line))
     assert said[0] == said[1] and len(said[0][0]) == 12
     for chain in prepared.lineage.chains:
         nodes = [prepared.lineage.nodes[key] for key in chain.nodes]
@@ -377,11 +377,10 @@ def test_a_filter_that_drops_nothing_is_said(tmp_path: Path) -> None:
         path.write_text(yaml.safe_dump({**config, "resources": {"bundled": bundled}}))
         prepared, store = run(path, tmp_path / str(bundled))
         said.append(judging.remarks(prepared, store))
-        found = {
-            cell: made for cell, then, made in judging._recorded(prepared, store, {0, 1, 2}) if then == 2
-        }
-        assert found[0].read == found[0].passed == 15 < found[1].read and found[1].passed == 15
-        assert 2 not in found or found[2].read == 0
+        rows = judging._recorded(prepared, store, {0, 1, 2})
+        for cell, _, _, _, read, passed in rows[(rows[:, 1] == 2) & (rows[:, 0] < 2)].tolist():
+            assert passed == 15 and (read > 15 if cell else read == 15)
+        assert {0, 1} <= set(rows[:, 0].tolist()) and not rows[rows[:, 0] == 2][:, 4:].any()
     (line,) = said[0]
     text = "verifier: drops none of the 90 synthetic examples that it has read: the cell is as without it"
     assert line.endswith(text) and said[0] == said[1]

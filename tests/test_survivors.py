@@ -21,7 +21,7 @@ from harness.reporting.claims import judge
 from harness.reporting.lettering import letter
 from harness.reporting.populations import population_table
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import Aggregate, aggregate, curves
+from harness.reporting.statistics import Aggregate, aggregate, curves, with_half
 from harness.reporting.tables import critical_table, summary_table
 from harness.store import Store
 from harness.study import open_study
@@ -362,3 +362,36 @@ def test_shares_of_chains_that_ended_before() -> None:
     (found,) = losses(rows, [])
     assert found.text == "in 1 of 2; median generation 1, 1 to 1; 1 diverged before; 1 not finished"
     assert found.by_seed == "0: 1, 1: never, 2: diverged in 2, 3: not by 1"
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (0.1915, 0.07, "0.192 ± 0.070"),
+        (-0.0705, 0.046, "-0.070 ± 0.046"),
+        (0.001, 0.026, "0.001 ± 0.026"),
+        (-0.5261, 15.0, "-1 ± 15"),
+        (-0.00004, 0.0042, "0 ± 0.0042"),
+        (49.037, 2.8, "49.0 ± 2.8"),
+        (2420.0, 99.6, "2420 ± 100"),
+        (1234.56, 0.5, "1235 ± 0.50"),
+        (12345.678, 0.012, "12345.678 ± 0.012"),
+        (5.0, 0.0, "5 ± 0"),
+        (1.5, 1e-9, "1.5 ± 1e-09"),
+    ],
+)
+def test_a_mean_has_the_decimals_of_its_interval(value: float, half: float, text: str) -> None:
+    assert with_half(value, half) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "half", "text"),
+    [
+        (-0.5261, 15.0, "-0.5 ± 15"),
+        (-0.9902, 12.0, "-1.0 ± 12"),
+        (0.06347, 2.3, "0.06 ± 2.3"),
+        (0.1915, 0.07, "0.192 ± 0.070"),
+    ],
+)
+def test_a_mean_of_few_seeds_has_two_digits(value: float, half: float, text: str) -> None:
+    assert with_half(value, half, few=True) == text

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import socket
 import sys
 import time
@@ -14,6 +15,7 @@ from typing import Any
 
 from harness import terminal
 from harness.components import DATA, DATA_KINDS
+from harness.config.schema.run import NAME
 from harness.errors import DamagedError
 from harness.files import read_json, write_json
 from harness.science import key_of
@@ -121,7 +123,7 @@ def held(root: Path, experiment: Any) -> Callable[[str], bool]:
         root: The store.
         experiment: The study's name as its file has it, whatever that is.
     """
-    if not isinstance(experiment, str):
+    if not (isinstance(experiment, str) and re.match(NAME, experiment)):  # refused later, with why
         return lambda name: False
     return Notes(notes_of(root, experiment)).gone
 

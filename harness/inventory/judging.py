@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
 
 from harness.components import FILTERS
 from harness.components.judging import DECISIONS
@@ -15,6 +19,7 @@ from harness.store import Store
 from harness.store.bundles import CHAIN, CHOICES, GENERATION
 from harness.study import Prepared
 
+Counts = npt.NDArray[np.int64]
 BY_LOT = 0.5
 """A curator is said to choose by lot where more than this share of a generation's choices are."""
 
@@ -94,28 +99,47 @@ def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, Choic
     cells = {
         cell for cell in range(len(prepared.specs)) if _choosing(prepared, cell) or _reading(prepared, cell)
     }
-    for cell, generation, made in _recorded(prepared, store, cells) if cells else ():
-        of_cell = found.setdefault(cell, {})
-        of_cell[generation] = of_cell.get(generation, Choices()) + made
+    rows = _recorded(prepared, store, cells)
+    if not len(rows):
+        return found
+    width = int(rows[:, 1].max()) + 1
+    places, inverse = np.unique(rows[:, 0] * width + rows[:, 1], return_inverse=True)
+    for place, sums in zip(places.tolist(), _sums(inverse, rows[:, 2:], len(places)).tolist(), strict=True):
+        found.setdefault(place // width, {})[place % width] = Choices(**dict(zip(CHOICES, sums, strict=True)))
     return found
 
 
-def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Iterator[tuple[int, int, Choices]]:
-    """Cell, generation and choices of each fit and each row of a bundle that has recorded them."""
-    for chain in prepared.lineage.chains:
-        if chain.cell in cells:
-            for node in (prepared.lineage.nodes[key] for key in chain.nodes[1:]):
-                yield chain.cell, node.generation, choices(store, node)
+def _sums(groups: Counts, rows: Counts, count: int) -> Counts:
+    """Sums of rows by group, shape [count, columns]."""
+    return np.stack([np.bincount(groups, column, count) for column in rows.T], axis=1).astype(np.int64)
+
+
+def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Counts:
+    """What each fit and each row of a bundle has recorded: cell, generation, and `CHOICES`, a row each."""
+    single = [
+        [chain.cell, node.generation, *choices(store, node).to_json().values()]
+        for chain in prepared.lineage.chains
+        if chain.cell in cells
+        for node in (prepared.lineage.nodes[key] for key in chain.nodes[1:])
+    ]
     bundled = {chain.key: chain for chain in prepared.bundles if chain.cell in cells}
-    table = store.bundles.read(list(bundled), wanted=lambda name: name in CHOICES.values())
-    if table is None:
-        return
-    for row in table.to_pylist():
-        # bundles of earlier versions have fewer of these columns, or none
-        counts = {name: row.get(column) for name, column in CHOICES.items()}
-        known, chain = {name: n for name, n in counts.items() if n is not None}, bundled[row[CHAIN]]
-        if row[GENERATION] <= chain.generations and known:
-            yield chain.cell, row[GENERATION], Choices(**known)
+    parts = [np.array(single, dtype=np.int64).reshape(-1, 2 + len(CHOICES))]
+    table = (
+        store.bundles.read(list(bundled), wanted=lambda name: name in CHOICES.values()) if bundled else None
+    )
+    if table is not None and set(CHOICES.values()) & set(table.column_names):
+        keys = table[CHAIN].cast(pa.string()).combine_chunks().dictionary_encode()
+        whose = [bundled[key] for key in keys.dictionary.to_pylist()]
+        own = np.array([(chain.cell, chain.generations) for chain in whose])[keys.indices.to_numpy()]
+        generation = table[GENERATION].to_numpy()
+        counts = np.full((len(table), len(CHOICES)), np.nan)
+        for place, column in enumerate(CHOICES.values()):
+            if column in table.column_names:  # bundles of earlier versions have fewer, or none
+                counts[:, place] = table[column].cast(pa.float64()).to_numpy()
+        kept = (generation <= own[:, 1]) & ~np.isnan(counts).all(axis=1)
+        whole = np.column_stack([own[:, 0], generation, np.nan_to_num(counts)])
+        parts.append(whole[kept].astype(np.int64))
+    return np.concatenate(parts)
 
 
 def fit_facts(store: Store, fit: str) -> Mapping[str, Any]:

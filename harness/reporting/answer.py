@@ -234,9 +234,8 @@ def _sentence(changes: Mapping[str, Change], headline: str, metric: Metric) -> s
 
 def _of_parts(changes: Mapping[str, Change]) -> str:
     """What becomes of groups of the text, and of other texts, those that move most first."""
-    moved = [
-        (found[1] or found[2], changes[found[0]].by.mean) for found in map(PART.fullmatch, changes) if found
-    ]
+    parts = [(found[1] or found[2], changes[found[0]].by) for found in map(PART.fullmatch, changes) if found]
+    moved = [(part, by.mean) for part, by in parts if not _in_doubt(by)]
     known = sorted(((part, by) for part, by in moved if by), key=lambda pair: -abs(pair[1]))
     said, before = [], ""
     for part, by in known[:MOST_PARTS]:

@@ -38,15 +38,29 @@ def short(value: float, digits: int) -> str:
     return f"{float(shown):.0f}" if "e+" in shown and abs(value) < 1e7 else shown
 
 
-def with_half(value: float, half: float) -> str:
-    """A number with half its interval's width in two digits: as many decimals, four digits at most."""
+def with_half(value: float, half: float, few: bool = False) -> str:
+    """A number with half its interval's width in two digits: as many decimals, four digits at most.
+
+    One more where of ``few`` seeds a single digit would be left, and as many as the interval is narrow.
+    """
     if not 1e-4 <= half < 1e7:
         return f"{short(value, 4)} ± {short(half, 2)}"
     decimals = max(0, 1 - math.floor(math.log10(float(f"{half:.2g}"))))
-    plain = f"{value:.{decimals}f}" if round(value, decimals) else "0"
-    if decimals and len(re.sub(r"^[-0.]+|[.]", "", plain)) > 4:
+    plain, shown = _rounded(value, decimals), f"{half:.{decimals}f}" if decimals else short(half, 2)
+    if few and _digits(plain) == 1:  # their interval says little of the mean's own digits
+        plain = _rounded(value, decimals + 1)
+    if decimals and _digits(plain) > 4 and abs(float(short(value, 4)) - value) < half:
         plain = short(value, 4)
-    return f"{plain} ± {f'{half:.{decimals}f}' if decimals else short(half, 2)}"
+    return f"{plain} ± {shown}"
+
+
+def _rounded(value: float, decimals: int) -> str:
+    return f"{value:.{decimals}f}" if round(value, decimals) else "0"
+
+
+def _digits(number: str) -> int:
+    """Significant digits, as written."""
+    return len(re.sub(r"^[-0.]+|[.]", "", number))
 
 
 @dataclass(frozen=True)
@@ -107,7 +121,7 @@ class Aggregate:
                 else f"{shown}* ({count.replace('/', ' of ')} live, median {median})"
             )
         if self.low is not None and self.high is not None:
-            shown = with_half(self.mean, (self.high - self.low) / 2)
+            shown = with_half(self.mean, (self.high - self.low) / 2, len(self.values) <= FEW)
         if len(self.values) < self.total:
             return f"{shown} ({count})" if brief else f"{shown} ({count.replace('/', ' of ')} seeds)"
         few = 1 < self.total <= FEW

@@ -181,7 +181,8 @@ def _columns(curves_of: Iterable[Mapping[int, Any]], most: int) -> tuple[list[in
     said = f"every {_nth(step)} generation" if len(steps) > 1 else "the first generation"
     beside = {*found} - {*steps}
     if beside:
-        said += " and the last one" + ("" if beside == {every[-1]} else "s of the cells")
+        some = "some" if set(shorter) - {*found} else "the"
+        said += " and the last one" + ("" if beside == {every[-1]} else f"s of {some} cells")
     return found, said
 
 

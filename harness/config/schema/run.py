@@ -17,6 +17,8 @@ from harness.terminal import shown
 
 NOT_IN_PROJECTS = "/\\#?%:"
 """Characters that W&B refuses in a project's name (wandb.Settings)."""
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+"""What an experiment may be called: its folder has the name."""
 
 
 class Resources(Section):
@@ -248,7 +250,7 @@ class Override(Section):
 class Config(Section):
     """One cell's configuration: what the YAML file holds, less ``grid`` and ``overrides``."""
 
-    experiment: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+    experiment: Annotated[str, Field(pattern=NAME)]
     data: Data
     learner: Learner
     regime: Regime = Regime(kind="replace", synthetic_ratio=1.0)

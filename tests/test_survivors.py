@@ -345,8 +345,9 @@ def test_what_a_learner_does_not_measure_is_empty(make_config: Make, tmp_path: P
     config["data"] = {"source": "gaussian", "num_examples": 20}
     prepared, store = run_bundles(make_config(config), tmp_path / "root")
     rows = ledger.rows(prepared, store)
-    lines = summary_table(rows, ["learner.kind"])["lines"]
-    shown = {line["cell"][0]: line["points"] for line in lines}
+    table = summary_table(rows, ["learner.kind"])
+    shown = {line["cell"][0]: line["points"] for line in table["lines"]}
+    assert table["note"].endswith("cells without numbers: their learner does not measure it")
     assert shown["kde"] == ["", ""] and all("not finite" not in point for point in shown["gaussian"])
     assert len(curves(rows, ["learner.kind"], "test/nll")[("kde",)]) == 2
 

@@ -191,7 +191,8 @@ def _nothing(known: _Known, statistic: Statistic, cells: Sequence[int], ended: i
             return f"{have}, {SCATTER_SEEDS} are needed (for a verdict {MEDIAN_SEEDS})"
     undefined = _undefined(known, statistic, cells)
     if undefined:
-        return _reservation(0, 0, total, 0, undefined)
+        others = _reservation(0, 0, total - ended, 0, undefined)
+        return f"{ended} of {total} seeds have diverged; of the others {others}" if ended else others
     if ended:
         return f"{ended} of {total} seeds have diverged, and no other has a value"
     generation = max(known.last(statistic, cell) for cell in cells)

@@ -129,7 +129,8 @@ class Aggregate:
 
 
 SURVIVORS = (
-    "* mean of the chains that live: the others have diverged, so it is of a selection, and has no interval"
+    "* mean of the chains that live: the others have diverged, or who writes for them has, so it is of a "
+    "selection, and has no interval"
 )
 """Below a table in which `Aggregate.text` has marked a mean."""
 

@@ -154,6 +154,8 @@ def summary_table(
             break
     points = [point for line in table["lines"] for point in line["points"]]
     notes = [SURVIVORS] if any("*" in point for point in points) else []
+    if not all(found.values()):
+        notes.append("cells without numbers: their learner does not measure it")
     if brief and any("(" in point for point in points):
         notes.append(
             "in brackets: of how many seeds; an interval over two or three is very wide (Student's t)"

@@ -298,7 +298,7 @@ class BundleRun:
             again = task.attempt <= self.prepared.study.base.resources.max_failures
             self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
             what = f"a bundle of {counted(len(task.chains), 'chain')} failed"
-            self.display.line(f"{what}{f', trying again: {reason}' if again else ''}")
+            self.display.line(f"{what}{', trying again' if again else ''}: {reason}")
             if again:
                 for part in task.slices:
                     for unit in part.units:

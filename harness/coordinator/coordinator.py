@@ -346,12 +346,12 @@ class Coordinator:
             again=again,
         )
         name = chain_of(self.prepared, self.tally.next_of(branch) or branch.nodes[-1])
-        self.display.line(f"{name} failed{f', trying again: {reason}' if again else ''}")
+        self.display.line(f"{name} failed{', trying again' if again else ''}: {reason}")
         self._refresh_machines()
         if again:
             self.queue.push(branch)
         else:
-            self.failed[name] = reason  # said at the end, with all that failed so
+            self.failed[name] = reason
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
         """The machines of a gang that are gone.

@@ -11,7 +11,6 @@ results.records(experiment="quickstart").groupby("generation")["test/perplexity"
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import re
@@ -128,18 +127,12 @@ class Results:
 
     def _listed(self, experiment: str) -> int:
         """How many chains of an experiment have begun, by its list of them."""
-        from harness.errors import StoreError
-        from harness.files import read_json
         from harness.store import Store
 
-        store = Store.read(self.root)
-        try:
-            chains = read_json(self.root / "experiments" / experiment / "chains.json")
-            fits = [generation["fit"] for chain in chains for generation in chain["generations"][:1]]
-            bundled = {chain["bundle"] for chain in chains if "bundle" in chain}
-        except (StoreError, KeyError, TypeError):  # `corpus` and the doctor tell of it
-            return 0
-        return sum(store.has("fits", fit) for fit in fits) + len(bundled & store.bundles.index().keys())
+        store, chains = Store.read(self.root), self._chains(experiment, [])
+        bundled = {bundle for _, _, bundle in chains} & store.bundles.index().keys()
+        begun = (store.has("fits", generations[0]["fit"]) for _, generations, _ in chains if generations)
+        return sum(begun) + len(bundled)
 
     def corpus(
         self, key: str | None = None, *, chain: str | None = None, generation: int | None = None
@@ -164,8 +157,11 @@ class Results:
             _check_key(key)
         which = key or f"generation {generation} of chain {shown(chain)}"
         unread: list[str] = []
+        chains = [(name, *item) for name in self.experiments() for item in self._chains(name, unread)]
         found: dict[str, list[tuple[str, str, Mapping[str, Any]]]] = {}
-        for name, of, number, node in self._generations(unread):
+        for name, of, number, node in (
+            (name, of, *item) for name, of, nodes, _ in chains for item in enumerate(nodes)
+        ):
             if key in (node["corpus"], node["fit"]) or (of, number) == (chain, generation):
                 found.setdefault(node["corpus"], []).append((name, f"{number} of chain {of}", node))
         if len(found) > 1:
@@ -178,10 +174,7 @@ class Results:
             frame = self._read_corpus(name, node)
             if frame is not None:
                 return frame
-        if key is not None:
-            self._refuse_bundled(key)
-        elif chain in self._bundled():
-            raise InputError(f"{which}: {KEPT_BY_BUNDLES}")
+        self._refuse_bundled(key, which, any(of == chain and bundle for _, of, _, bundle in chains))
         left_out = f"; left out: {'; '.join(unread)}" if unread else ""
         raise InputError(f"{which}: no experiment on {self.root} has such a corpus{left_out}")
 
@@ -212,7 +205,7 @@ class Results:
         store = Store.read(self.root)
         folder = store.path("fits", key)
         if not store.has("fits", key):
-            self._refuse_bundled(key)
+            self._refuse_bundled(key, key)
             raise InputError(f"{key}: {self.root} has no such fit")
         if (folder / "adapter_config.json").exists():
             raise InputError(
@@ -228,52 +221,39 @@ class Results:
             folder, dtype="auto", local_files_only=True, trust_remote_code=False
         )
 
-    def _refuse_bundled(self, key: str) -> None:
-        """Say of a fit of a bundled chain what there is of it."""
+    def _refuse_bundled(self, key: str | None, which: str, known: bool = False) -> None:
+        """Refuse what a bundled chain does not keep: by the key of a fit, or where it is known to be one."""
         import pyarrow.compute as pc
 
         from harness.store import Store
 
-        bundles = Store.read(self.root).bundles
-        rows = bundles.unordered(list(bundles.index()), wanted=lambda name: name == "fit")
-        if rows is not None and pc.any(pc.equal(rows["fit"], key)).as_py():
-            raise InputError(f"{key}: {KEPT_BY_BUNDLES}")
+        if key is not None:
+            bundles = Store.read(self.root).bundles
+            rows = bundles.unordered(list(bundles.index()), wanted=lambda name: name == "fit")
+            known = rows is not None and pc.any(pc.equal(rows["fit"], key)).as_py()
+        if known:
+            raise InputError(f"{which}: {KEPT_BY_BUNDLES}")
 
-    def _bundled(self) -> set[str]:
-        """The ids of all chains that were run in bundles."""
-        from harness.errors import StoreError
-        from harness.files import read_json
-
-        found = set[str]()
-        for name in self.experiments():
-            with contextlib.suppress(StoreError, KeyError, TypeError):
-                chains = read_json(self.root / "experiments" / name / "chains.json")
-                found |= {chain["chain"] for chain in chains if "bundle" in chain}
-        return found
-
-    def _generations(self, unread: list[str]) -> Iterator[tuple[str, str, int, Mapping[str, Any]]]:
-        """Every generation of every chain that was run by itself: experiment, chain, index, and its keys.
+    def _chains(
+        self, experiment: str, unread: list[str]
+    ) -> list[tuple[str, list[Mapping[str, Any]], str | None]]:
+        """The chains of an experiment by its list: id, keys of the generations, key in a bundle or None.
 
         Args:
-            unread: Gets why the chains of an experiment cannot be read.
+            experiment: Its name.
+            unread: Gets why they cannot be read.
         """
         from harness.errors import StoreError
         from harness.files import read_json
 
-        for name in self.experiments():
-            path = self.root / "experiments" / name / "chains.json"
-            try:
-                found = [
-                    (name, chain["chain"], index, entry)
-                    for chain in read_json(path)
-                    for index, entry in enumerate(chain["generations"])
-                ]
-            except StoreError as error:
-                unread.append(str(error))
-            except (KeyError, TypeError):
-                unread.append(f"{path} is no list of chains")
-            else:
-                yield from found
+        path = self.root / "experiments" / experiment / "chains.json"
+        try:
+            return [(item["chain"], [*item["generations"]], item.get("bundle")) for item in read_json(path)]
+        except StoreError as error:
+            unread.append(str(error))
+        except (KeyError, TypeError):
+            unread.append(f"{path} is no list of chains")
+        return []
 
     @contextmanager
     def _prepared(

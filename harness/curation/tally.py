@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from harness.components import FILTERS
+from harness.curation.filters import is_short
 from harness.data import RealData
 from harness.records import NO_CHOICES, Choices, Examples
 from harness.registry import named
@@ -28,7 +29,7 @@ class FilterTally:
         self.data = data
         self.judges = [item for item in filters if FILTERS[item.kind].decides]
         self.filtered = any(FILTERS[item.kind].of == "corpora" for item in filters)
-        self.short = any(FILTERS[item.kind].short for item in filters)
+        self.short = is_short(filters)
         self.decisions: list[str] = []
         self.judged = self.accepted = self.right = self.kept_right = 0
         self.knows = False

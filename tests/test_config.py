@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from pydantic import create_model
 
 from harness.config import expand, load_file
+from harness.config.grid import find_cells
 from harness.config.schema import Config, LanguageModel, Section, TextData, Vae, science, since
 from harness.errors import ConfigError, InputError
 
@@ -605,6 +606,22 @@ def test_an_axis_of_objects_has_columns_for_what_differs(make_config: Make) -> N
         {"regime.kind": "replace", "regime.synthetic_ratio": 1.0},
         {"regime.kind": "augment", "regime.synthetic_ratio": 0.5},
     ]
+
+
+def test_an_object_of_an_axis_has_the_defaults_that_it_leaves_out(make_config: Make) -> None:
+    regimes = [
+        {"kind": "replace", "synthetic_ratio": 1.0},
+        {"kind": "replace", "synthetic_ratio": 1.0, "budget": "tokens"},
+        {"kind": "accumulate"},
+    ]
+    found = study(make_config(TEXT, grid={"regime": regimes}))
+    names = ("regime.kind", "regime.synthetic_ratio", "regime.budget")
+    assert [[cell.axes[name] for name in names] for cell in found.cells] == [
+        ["replace", 1.0, "examples"],
+        ["replace", 1.0, "tokens"],
+        ["accumulate", None, "examples"],
+    ]
+    assert find_cells(found, {"regime.kind": "replace", "regime.budget": "examples"}) == [0]
 
 
 def test_overrides_apply_where_they_match(make_config: Make) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -504,3 +506,21 @@ def test_sizes_that_an_architecture_cannot_have(
 ) -> None:
     with pytest.raises(InputError, match=expected):
         expand(load_file(make_config(TEXT, **changes)))
+
+
+ASKED = """
+import sys
+import transformers.utils.import_utils as asks
+found = {name: getattr(asks, f"is_{name}_available") for name in ("scipy", "accelerate", "peft")}
+assert all(ask() for ask in found.values())
+import harness.learners.language_model.imports
+print([name for name, ask in found.items() if ask() or name in sys.modules])
+"""
+
+
+@pytest.mark.slow
+def test_a_package_may_have_asked_transformers_before() -> None:
+    """It remembers what is installed, and would import from what a rank's import of it leaves out."""
+    done = subprocess.run([sys.executable, "-c", ASKED], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"

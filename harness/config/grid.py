@@ -96,7 +96,7 @@ def expand(source: Source, held: Callable[[str], bool] = lambda name: False) -> 
     for number, point in enumerate(points(source, parts)):
         config = validate(source, point.raw, point.places)
         named = {AXIS: point.mitigation}
-        values = {n: named[n] if n in named else get(point.raw, n) for n in columns}
+        values = {n: named[n] if n in named else _given(point.raw, config, n) for n in columns}
         cell = Cell(config, values, point=number, places=point.places)
         cells += _cells(source, point, config, cell, len(cells))
         applied = {**point.applied, **applied}
@@ -280,11 +280,10 @@ def _value(source: Source, raw: Mapping[str, Any], name: str) -> Any:
     if given is not None:
         return given
     try:
-        return get(validate(source, raw).model_dump(mode="json"), name)
+        return _given(raw, validate(source, raw), name)
     except ConfigError:
-        return (
-            None  # what is missing may be what the override sets; the cell is validated when all are applied
-        )
+        # What is missing may be what the override sets; the cell is validated when all are applied.
+        return None
 
 
 def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
@@ -346,6 +345,17 @@ def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
             raise source.error(f"{place}.{index}", f"the value {shown(value)} is given twice")
         seen.add(text)
     return values
+
+
+def _given(raw: Mapping[str, Any], config: Config, name: str) -> Any:
+    """A cell's value of a field: as given, else its default; None where its kind has no such field.
+
+    An object on an axis need not name every field that another one names.
+    """
+    given = get(raw, name)
+    if given is None:
+        given = get(config.model_dump(mode="json", include={name.partition(".")[0]}), name)
+    return given
 
 
 def _columns(axes: Mapping[str, Sequence[Any]]) -> list[str]:

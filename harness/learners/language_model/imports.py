@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import logging
 from collections.abc import Callable
@@ -15,13 +16,22 @@ def _plain(**options: Any) -> Callable[..., Any]:
     return lambda function: function
 
 
+WITHOUT = ("scipy", "accelerate", "peft")
+"""What transformers is imported without."""
+
+
 def _import_models() -> None:
     quick_transformers()
     # Losses of object detection, which all models import, import SciPy's optimizers: 0.3 s. Accelerate, which
     # peft brings, would be imported too, and with peft every folder and hub's model be asked for an adapter.
-    with hidden("scipy"), hidden("accelerate"), hidden("peft"):
+    asks = importlib.import_module("transformers.utils.import_utils")
+    with contextlib.ExitStack() as stack:
+        for module in WITHOUT:
+            stack.enter_context(hidden(module))
+            # A package may have made transformers look for them already, and it remembers what it has found.
+            getattr(asks, f"is_{module}_available").cache_clear()
         importlib.import_module("transformers.modeling_utils")
-        importlib.import_module("transformers.utils").is_peft_available()  # it remembers
+        asks.is_peft_available()
 
 
 def _import_deepspeed() -> Any:

@@ -40,6 +40,12 @@ BASE: dict[str, Any] = {
     "generations": 3,
     "tracking": {"wandb": "disabled"},
 }
+REPLACE = {"kind": "replace", "synthetic_ratio": 0.5}
+BIMODAL = {
+    "source": "mixture",
+    "components": [{"weight": 0.5, "mean": [mean], "std": 0.2} for mean in (-1.0, 1.0)],
+}
+LOW = {"kind": "select", "score": "uniqueness_4", "at_least": -0.1, "choose": "lowest"}
 VARIED = {"kind": "curate", "of": 2, "rewards": {"uniqueness_4": 1.0}}
 TOP = {"kind": "select", "score": "likelihood", "keep": 0.1, "reference": 40}
 
@@ -434,6 +440,32 @@ def test_a_filter_that_drops_nothing_is_said(tmp_path: Path) -> None:
         (
             merged(TEXT, {"data.block_size": 4, "regime": STREAM, "filters": [VARIED]}),
             "the score uniqueness_4 is the same for all examples of 4 tokens (data.block_size)",
+        ),
+        (
+            {**BASE, "filters": [{"kind": "select", "score": "log_density", "at_least": -1.837}]},
+            "select.at_least is -1.837, and log_density is -1.83788 at most with these data, so nothing",
+        ),
+        (
+            merged(
+                BASE,
+                {"regime": REPLACE, "filters": [{"kind": "verifier", "score": "log_density", "at_least": 0}]},
+            ),
+            "verifier.at_least is 0, and log_density is -1.83788 at most",
+        ),
+        (
+            merged(
+                {**BASE, "data": BIMODAL},
+                {"regime": REPLACE, "filters": [{"kind": "verifier", "score": "log_density", "at_least": 1}]},
+            ),
+            "verifier.at_least is 1, and log_density is 0.690499 at most",
+        ),
+        (
+            merged(TEXT, {"regime": STREAM, "filters": [LOW]}),
+            "select.at_least is -0.1, and uniqueness_4 is 0 at least",
+        ),
+        (
+            merged(TEXT, {"filters": [{"kind": "verifier", "score": "distinct_2", "at_least": 1.01}]}),
+            "verifier.at_least is 1.01, and distinct_2 is 1 at most",
         ),
         ({**BASE, "regime": {"kind": "accumulate"}, "filters": [TOP]}, "select chooses from what arrives"),
         (

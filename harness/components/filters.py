@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -284,6 +285,42 @@ def _check_score(score: str, data: Any, kind: str) -> None:
         )
 
 
+def _check_verifier(section: VerifierFilter, data: Any, kind: str) -> None:
+    _check_score(section.score, data, kind)
+    if section.false_accept == 0:
+        if section.false_reject == 1:
+            raise ValueError("filters: verifier.false_reject is 1 and false_accept 0, so nothing passes")
+        _check_reach(section, data)
+
+
+def _check_reach(section: VerifierFilter | SelectFilter, data: Any, lowest: bool = False) -> None:
+    """Check that a score can be as high, or as low, as it is asked to be."""
+    asked, bounds = section.at_least, _bounds(section.score, data)
+    if asked is not None and (asked < bounds[0] if lowest else asked > bounds[1]):
+        end = f"{bounds[0]:g} at least" if lowest else f"{bounds[1]:.6g} at most"
+        raise ValueError(
+            f"filters: {section.kind}.at_least is {asked:g}, and {section.score} is {end} with these data, "
+            "so nothing passes"
+        )
+
+
+def _bounds(score: str, data: Any) -> tuple[float, float]:
+    """No score is lower, and none higher; infinite where nobody knows."""
+    match score, data.source:
+        case "log_density", "gaussian":
+            return -math.inf, -data.dim / 2 * math.log(2 * math.pi * data.variance)
+        case "log_density", "mixture":  # none above its highest component's own
+            peaks = (
+                -len(item.mean) * math.log(math.sqrt(2 * math.pi) * item.std) for item in data.components
+            )
+            return -math.inf, max(peaks)
+        case "agreement" | "distinct_2" | "uniqueness_4", _:
+            return 0.0, 1.0
+        case "entropy", _:
+            return 0.0, math.inf
+    return -math.inf, math.inf
+
+
 def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
     if section.score == "likelihood":
         if kind not in ("text", *NUMBERS):
@@ -295,6 +332,8 @@ def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
             raise ValueError(f"filters: the score entropy reads text, not {kind} data")
     else:
         _check_score(section.score, data, kind)
+    if section.error == 0:
+        _check_reach(section, data, section.choose == "lowest")
 
 
 def _check_detector(section: DetectorFilter, data: Any, kind: str) -> None:
@@ -334,7 +373,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         VerifierFilter,
         1,
         f"{_CODE}:verifier",
-        check=lambda section, data, kind: _check_score(section.score, data, kind),
+        check=_check_verifier,
         neutral=lambda section: section.false_accept == 1 and section.false_reject == 0,
         knows=_knows,
     ),

@@ -496,7 +496,7 @@ def test_filters_that_reject_everything_fail_the_chain(make_config: Make, tmp_pa
         {
             **BASE,
             **CASES["gaussian"],
-            "filters": [{"kind": "verifier", "score": "log_density", "at_least": 1e6}],
+            "filters": [{"kind": "verifier", "score": "log_density", "at_least": -2.7569}],
         }
     )
     prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))

@@ -520,6 +520,11 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
         ("resources.micro_batch=3", "learner.train.batch_size: 8 is not a multiple of resources.ranks 1 x "),
         ("learner.model.num_heads=3", "learner.model: width 16 is not a multiple of num_heads 3"),
         ("grid.regime.synthetic_ratio=[0.5, 2]", "regime.synthetic_ratio: found 2"),
+        (
+            "filters.0.n=3",
+            "filters.0.n: 0 would be a place in a list, which is given as a whole; set filters",
+        ),
+        ("claims.0.name=a", "claims.0.name: 0 would be a place in a list"),  # of which the file has none
     ],
 )
 def test_what_an_assignment_did_is_not_blamed_on_the_file(

@@ -171,6 +171,13 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> str:
         )
         if touched is not None:
             raise TypeError(f"touches the same field as the axis {touched}; set grid.{touched} instead")
+    parts = dotted.split(".")
+    for place, part in enumerate(parts):
+        whole = ".".join(parts[:place])
+        if whole and part.isdigit() and not isinstance(get(data, whole), Mapping):
+            raise TypeError(
+                f"{part} would be a place in a list, which is given as a whole; set {whole} instead"
+            )
     put(data, dotted, value)
     return dotted
 

@@ -334,11 +334,11 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Choices:
+class FilterCounts:
     """What filters of corpora have done for a training set.
 
     Attributes:
-        made: Choices of one among several examples.
+        made: FilterCounts of one among several examples.
         alike: How many of them among examples that all scored alike, so that what was chosen is by lot.
         read: Examples that the filters were given, up to the last one that was needed.
         passed: How many of these passed all of them.
@@ -349,16 +349,16 @@ class Choices:
     read: int = 0
     passed: int = 0
 
-    def __add__(self, other: Choices) -> Choices:
+    def __add__(self, other: FilterCounts) -> FilterCounts:
         ours, theirs = self.to_json(), other.to_json()
-        return Choices(**{name: number + theirs[name] for name, number in ours.items()})
+        return FilterCounts(**{name: number + theirs[name] for name, number in ours.items()})
 
     def to_json(self) -> dict[str, int]:
         """Plain data for JSON, and the columns of bundles."""
         return dataclasses.asdict(self)
 
 
-NO_CHOICES = Choices()
+NO_FILTER_COUNTS = FilterCounts()
 
 
 @dataclass(frozen=True)
@@ -370,14 +370,14 @@ class Selection:
         passed: Distinct examples that passed.
         steps: What each filter was given, and what of it passed; by the filter's name.
         trained: What is trained on, with what was known to be real before, and as often as it is there.
-        choices: What filters that keep one of several have chosen.
+        filtered: What filters of corpora have read, passed and chosen.
     """
 
     arrived: Counts
     passed: Counts
     steps: dict[str, tuple[Counts, Counts]]
     trained: Counts
-    choices: Choices = NO_CHOICES
+    filtered: FilterCounts = NO_FILTER_COUNTS
 
     def metrics(self) -> dict[str, float]:
         """The columns of records; of a kind of which nothing has arrived there is no rate."""

@@ -29,7 +29,7 @@ from harness.learners.analytic.family import (
 from harness.metrics.added import added_metrics
 from harness.records import REAL, TEACHER, Examples, Part, Recipe, Status, writer_of
 from harness.science import Chain, FitSpec, Lineage
-from harness.store.bundles import CHAIN, CHOICES, GENERATION, PARAMETERS
+from harness.store.bundles import CHAIN, FILTER_COLUMNS, GENERATION, PARAMETERS
 from harness.turn import turn
 
 
@@ -74,8 +74,8 @@ class CellRun:
         """Parts and their merged summary, for training sets that begin with them."""
         self.selected: dict[str, Array] = {}
         """What became of the pools of this generation, by column."""
-        self.choices: dict[str, Array] = {}
-        """What filters that keep one of several have chosen in it, by column (`Choices`)."""
+        self.filtered: dict[str, Array] = {}
+        """What filters of corpora have done for it, by column (`FilterCounts`)."""
         self.model: Parameters = {}
         self.models: dict[int, Parameters] = {}
         """Generation to its models, where filters may ask for more of its corpus."""
@@ -154,7 +154,7 @@ class CellRun:
         metrics |= self.selected
         if measured.section.metrics:
             metrics |= self._added(self.chains, corpora, metrics)
-        self._note(self.alive, metrics, "ok", self.choices)
+        self._note(self.alive, metrics, "ok", self.filtered)
         self._forget(self.generation)
 
     def _added(self, chains: Chains, corpora: Array, there: Collection[str]) -> dict[str, Array]:
@@ -170,7 +170,7 @@ class CellRun:
         """Go on with some of the chains."""
         self.alive = self.alive[sound]
         self.model = select(self.model, sound)
-        self.selected, self.choices = select(self.selected, sound), select(self.choices, sound)
+        self.selected, self.filtered = select(self.selected, sound), select(self.filtered, sound)
         if not self.members:  # else others may read what those that have ended wrote before
             self.corpora = {then: corpus[sound] for then, corpus in self.corpora.items()}
             self.written = {then: alive[sound] for then, alive in self.written.items()}
@@ -190,16 +190,18 @@ class CellRun:
     # --- the training set -----------------------------------------------------------------------------------
 
     def _training(self, recipe: Recipe, chains: Chains) -> Summary:
-        self.selected, self.choices = {}, {}
+        self.selected, self.filtered = {}, {}
         if not is_drawn(recipe, self.spec.n) and not self.filters and self.family.synthetic_weight == 1.0:
             return self._merged(recipe.parts, chains)
         made = [self._drawn(chains, chain) for chain in range(len(chains))]
         found = [chosen.selection.metrics() for _, chosen in made if chosen.selection is not None]
         if found:  # equally many examples arrive in every chain of a cell, so all have the same columns
             self.selected = {name: np.array([row[name] for row in found]) for name in found[0]}
-        counts = [chosen.choices.to_json() for _, chosen in made]
+        counts = [chosen.filtered.to_json() for _, chosen in made]
         if any(any(row.values()) for row in counts):
-            self.choices = {CHOICES[name]: np.array([row[name] for row in counts]) for name in CHOICES}
+            self.filtered = {
+                FILTER_COLUMNS[name]: np.array([row[name] for row in counts]) for name in FILTER_COLUMNS
+            }
         return {name: np.concatenate([summary[name] for summary, _ in made]) for name in made[0][0]}
 
     def _merged(self, parts: tuple[Part, ...], chains: Chains) -> Summary:

@@ -30,7 +30,7 @@ from harness.learners.protocol import (
 )
 from harness.metrics import SCORES_VERSION
 from harness.metrics.added import added_metrics
-from harness.records import NO_CHOICES, Examples, Record, Status, finite_or_none, status_of
+from harness.records import NO_FILTER_COUNTS, Examples, Record, Status, finite_or_none, status_of
 from harness.science import Node, key_of, learned_from
 from harness.store import Workplace
 
@@ -68,7 +68,7 @@ class BranchRun:
         examples = gather(drawn, made.found)
         if made.judged:  # a checker may take too long on one rank, and not on another
             drawn, examples = self.ranks.broadcast((drawn, examples))
-        return TrainingSet(examples, drawn, selection, made.judged, made.decision, made.choices)
+        return TrainingSet(examples, drawn, selection, made.judged, made.decision, made.filtered)
 
     def prepared(self, spec: Mapping[str, Any], what: str) -> Examples:
         """A text that a key names by its content, from the store."""
@@ -183,11 +183,11 @@ class BranchRun:
         )
         found = {"status": outcome.status, "tokens": outcome.tokens, "log": outcome.log}
         judge = {"judge": training.decision} if training.decision else {}
-        choices = {"choices": training.choices.to_json()} if training.choices != NO_CHOICES else {}
-        write_json(staged / "fit.json", {**found, **judge, **choices})
+        counts = {"choices": training.filtered.to_json()} if training.filtered != NO_FILTER_COUNTS else {}
+        write_json(staged / "fit.json", {**found, **judge, **counts})
         write_json(staged / "provenance.json", self.context.provenance().to_json())
         won = self.store.commit("fits", node.fit, staged, node.spec.fit.to_json())
-        self.context.event("fit_committed" if won else "fit_discarded", node, **judge, **choices)
+        self.context.event("fit_committed" if won else "fit_discarded", node, **judge, **counts)
 
     def _fit_status(self, node: Node) -> Status:
         status: Status = self.context.on_rank_0(

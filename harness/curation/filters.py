@@ -28,7 +28,7 @@ from harness.data import RealData
 from harness.data.distributions import LinearTruth
 from harness.errors import LearnerError
 from harness.metrics.lexical import repetition_shares, row_hashes
-from harness.records import NO_CHOICES, REAL, Choices, Examples
+from harness.records import NO_FILTER_COUNTS, REAL, Examples, FilterCounts
 from harness.registry import Known, named
 from harness.streams import stream
 
@@ -229,10 +229,11 @@ def _passed(
     return index, examples, lots
 
 
-def _choices(lots: list[npt.NDArray[np.int8]], index: npt.NDArray[np.int64]) -> Choices:
+def _choices(lots: list[npt.NDArray[np.int8]], index: npt.NDArray[np.int64]) -> FilterCounts:
     """The choices of some of the examples (`_passed`)."""
     return sum(
-        (Choices(int((lot[index] >= 0).sum()), int((lot[index] == 1).sum())) for lot in lots), NO_CHOICES
+        (FilterCounts(int((lot[index] >= 0).sum()), int((lot[index] == 1).sum())) for lot in lots),
+        NO_FILTER_COUNTS,
     )
 
 
@@ -257,7 +258,7 @@ def judged(
     judge: Judge,
     take: int,
     labelled: Callable[[int], tuple[Examples, Examples]],
-) -> tuple[list[npt.NDArray[np.int64]], Choices]:
+) -> tuple[list[npt.NDArray[np.int64]], FilterCounts]:
     """What filters let pass of a pool, in which they do not know what is real.
 
     Args:
@@ -288,7 +289,7 @@ def judged(
             verdict = _verdict(kind, section, pool.take(index), known, len(index))
         index = index[verdict]
         found.append(index)
-    return found, sum((Choices(len(alike), int(alike.sum())) for alike in told), NO_CHOICES)
+    return found, sum((FilterCounts(len(alike), int(alike.sum())) for alike in told), NO_FILTER_COUNTS)
 
 
 def raw_count(filters: Sequence[Any], count: int) -> int:
@@ -312,7 +313,7 @@ def first_accepted(
     draw: Callable[[int], Examples],
     count: int,
     judge: Judge,
-    tell: Callable[[Examples, npt.NDArray[np.int64], Choices], None] = lambda raw, index, choices: None,
+    tell: Callable[[Examples, npt.NDArray[np.int64], FilterCounts], None] = lambda raw, index, filtered: None,
     before: int = 0,
 ) -> Examples:
     """The first examples that pass all filters of corpora; more are drawn where too few do.

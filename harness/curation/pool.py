@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from harness.curation.filters import Judge, judged, placed
 from harness.errors import LearnerError
-from harness.records import NO_CHOICES, REAL, Counts, Examples, Selection
+from harness.records import NO_FILTER_COUNTS, REAL, Counts, Examples, Selection
 from harness.science import FitSpec
 from harness.streams import stream
 
@@ -43,7 +43,7 @@ def choose(
     take = spec.recipe.take
     assert take is not None
     filters: list[Any] = [part.section for part in spec.filters]
-    found, choices = judged(filters, pool, origin, judge, take, labelled)
+    found, filtered = judged(filters, pool, origin, judge, take, labelled)
     left = [np.arange(len(pool)), *found]
     index, steps = left[-1], dict[str, tuple[Counts, Counts]]()
     dropped = []
@@ -55,7 +55,7 @@ def choose(
             name = section.kind if kinds.count(section.kind) == 1 else f"{section.kind}_{place + 1}"
             steps[name] = _distinct(origin, given), _distinct(origin, passed)
     else:
-        index, choices = _control(spec, origin, len(np.unique(index))), NO_CHOICES
+        index, filtered = _control(spec, origin, len(np.unique(index))), NO_FILTER_COUNTS
         dropped.append((spec.recipe.select, np.setdiff1d(left[0], index)))
     chosen = index[:take]
     if not len(chosen) and not known.total:
@@ -65,7 +65,7 @@ def choose(
     mine = Counts.of(origin[chosen])
     trained = Counts(known.real + mine.real, known.synthetic + mine.synthetic)
     dropped.append(("not_needed", np.setdiff1d(index, chosen)))
-    selection = Selection(Counts.of(origin), _distinct(origin, index), steps, trained, choices)
+    selection = Selection(Counts.of(origin), _distinct(origin, index), steps, trained, filtered)
     return chosen, selection, dropped
 
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from harness.components import FILTERS
 from harness.curation.filters import is_short
 from harness.data import RealData
-from harness.records import NO_CHOICES, Choices, Examples
+from harness.records import NO_FILTER_COUNTS, Examples, FilterCounts
 from harness.registry import named
 
 
@@ -28,31 +28,33 @@ class FilterTally:
         """
         self.data = data
         self.judges = [item for item in filters if FILTERS[item.kind].decides]
-        self.filtered = any(FILTERS[item.kind].of == "corpora" for item in filters)
+        self.of_corpora = any(FILTERS[item.kind].of == "corpora" for item in filters)
         self.short = is_short(filters)
         self.decisions: list[str] = []
         self.judged = self.accepted = self.right = self.kept_right = 0
         self.knows = False
         self.troubles: Counter[str] = Counter()
         self.rewarded, self.reward = 0, 0.0
-        self.choices = Choices()
+        self.filtered = FilterCounts()
 
-    def note(self, raw: Examples, index: npt.NDArray[np.int64], choices: Choices) -> None:
+    def note(self, raw: Examples, index: npt.NDArray[np.int64], filtered: FilterCounts) -> None:
         """Count what filters have read of a corpus, and chosen; arguments as of `add`."""
-        self.choices += choices
-        if self.filtered:
+        self.filtered += filtered
+        if self.of_corpora:
             read = len(raw) if self.short or not len(index) else int(index[-1]) + 1
-            self.choices += Choices(read=read, passed=len(index))
+            self.filtered += FilterCounts(read=read, passed=len(index))
 
-    def add(self, raw: Examples, index: npt.NDArray[np.int64], choices: Choices = NO_CHOICES) -> None:
+    def add(
+        self, raw: Examples, index: npt.NDArray[np.int64], filtered: FilterCounts = NO_FILTER_COUNTS
+    ) -> None:
         """Count a corpus.
 
         Args:
             raw: What was drawn, with the note ``reward`` where there is a judge.
             index: Which of it passes.
-            choices: Of what passes, by filters that keep one of several.
+            filtered: The choices among what passes, of filters that keep one of several.
         """
-        self.note(raw, index, choices)
+        self.note(raw, index, filtered)
         right = self.data.right(raw)
         if right is None and not ("reward" in raw.notes and self.data.prompted):
             return

@@ -17,7 +17,17 @@ from harness.curation.tally import FilterTally
 from harness.data import RealData
 from harness.data.truths import load_teacher
 from harness.errors import LearnerError
-from harness.records import EXTERNAL, NO_CHOICES, REAL, TEACHER, Choices, Counts, Examples, Part, Selection
+from harness.records import (
+    EXTERNAL,
+    NO_FILTER_COUNTS,
+    REAL,
+    TEACHER,
+    Counts,
+    Examples,
+    FilterCounts,
+    Part,
+    Selection,
+)
 from harness.regimes import Drawn, draw
 from harness.registry import named
 from harness.science import FitSpec, learned_from
@@ -49,7 +59,7 @@ class Chosen:
         raw: By origin, places in the raw corpus of what the indices point into, where filters alone do not
             say it.
         decision: What is wrong with how it was judged (`harness.curation.tally.FilterTally.decision`).
-        choices: What filters that keep one of several have chosen.
+        filtered: What filters of corpora have read, passed and chosen.
     """
 
     drawn: Drawn
@@ -59,7 +69,7 @@ class Chosen:
     judged: Mapping[str, float] = field(default_factory=dict)
     raw: Mapping[int, npt.NDArray[np.int64]] = field(default_factory=dict)
     decision: str = ""
-    choices: Choices = NO_CHOICES
+    filtered: FilterCounts = NO_FILTER_COUNTS
 
 
 def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen:
@@ -95,7 +105,7 @@ def training_examples(spec: FitSpec, data: RealData, sources: Sources) -> Chosen
             if part.origin >= 0:  # of a slice of a corpus what is found begins with the slice
                 drawn.index[drawn.origin == part.origin] -= part.offset
     there = drawn.take(_there(drawn, found))
-    return Chosen(there, found, judged=tally.metrics(), decision=tally.decision, choices=tally.choices)
+    return Chosen(there, found, judged=tally.metrics(), decision=tally.decision, filtered=tally.filtered)
 
 
 def _opponent(spec: FitSpec) -> tuple[str, bool]:
@@ -181,7 +191,7 @@ def _from_pool(spec: FitSpec, data: RealData, sources: Sources, drawn: Drawn) ->
     )
     taken = drawn.take(np.concatenate([np.arange(known), known + chosen]))
     left_out = tuple((kind, pool.take(index)) for kind, index in dropped)
-    return Chosen(taken, found, selection, left_out, choices=selection.choices)
+    return Chosen(taken, found, selection, left_out, filtered=selection.filtered)
 
 
 def gather(drawn: Drawn, found: Mapping[int, Examples]) -> Examples:
@@ -260,9 +270,9 @@ def taught(
     teacher = load_teacher(spec.writer)
     judge = Judge(data, spec.seed, spec.generation)
 
-    def tell(raw: Examples, index: npt.NDArray[np.int64], choices: Choices) -> None:
+    def tell(raw: Examples, index: npt.NDArray[np.int64], filtered: FilterCounts) -> None:
         if tally is not None:
-            tally.note(raw, index, choices)
+            tally.note(raw, index, filtered)
 
     return first_accepted(
         filters, lambda raw: teacher.lesson(spec.seed, spec.generation, raw), count, judge, tell

@@ -13,10 +13,10 @@ from harness.components import FILTERS
 from harness.components.judging import DECISIONS
 from harness.config.naming import cell_name
 from harness.errors import DamagedError
-from harness.records import Choices
+from harness.records import FilterCounts
 from harness.science import Node
 from harness.store import Store
-from harness.store.bundles import CHAIN, CHOICES, GENERATION
+from harness.store.bundles import CHAIN, FILTER_COLUMNS, GENERATION
 from harness.study import Prepared
 
 Counts = npt.NDArray[np.int64]
@@ -93,9 +93,9 @@ def _choosing(prepared: Prepared, cell: int) -> list[Any]:
     return [item for item in prepared.specs[cell].filters if FILTERS[item.section.kind].chooses]
 
 
-def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, Choices]]:
+def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, FilterCounts]]:
     """By cell and generation what the filters of all its seeds have done."""
-    found: dict[int, dict[int, Choices]] = {}
+    found: dict[int, dict[int, FilterCounts]] = {}
     cells = {
         cell for cell in range(len(prepared.specs)) if _choosing(prepared, cell) or _reading(prepared, cell)
     }
@@ -105,7 +105,9 @@ def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, Choic
     width = int(rows[:, 1].max()) + 1
     places, inverse = np.unique(rows[:, 0] * width + rows[:, 1], return_inverse=True)
     for place, sums in zip(places.tolist(), _sums(inverse, rows[:, 2:], len(places)).tolist(), strict=True):
-        found.setdefault(place // width, {})[place % width] = Choices(**dict(zip(CHOICES, sums, strict=True)))
+        found.setdefault(place // width, {})[place % width] = FilterCounts(
+            **dict(zip(FILTER_COLUMNS, sums, strict=True))
+        )
     return found
 
 
@@ -115,25 +117,27 @@ def _sums(groups: Counts, rows: Counts, count: int) -> Counts:
 
 
 def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Counts:
-    """What each fit and each row of a bundle has recorded: cell, generation, and `CHOICES`, a row each."""
+    """What each fit, and each row of a bundle, has recorded: cell, generation and `FILTER_COLUMNS`."""
     single = [
-        [chain.cell, node.generation, *choices(store, node).to_json().values()]
+        [chain.cell, node.generation, *_filter_counts(store, node).to_json().values()]
         for chain in prepared.lineage.chains
         if chain.cell in cells
         for node in (prepared.lineage.nodes[key] for key in chain.nodes[1:])
     ]
     bundled = {chain.key: chain for chain in prepared.bundles if chain.cell in cells}
-    parts = [np.array(single, dtype=np.int64).reshape(-1, 2 + len(CHOICES))]
+    parts = [np.array(single, dtype=np.int64).reshape(-1, 2 + len(FILTER_COLUMNS))]
     table = (
-        store.bundles.read(list(bundled), wanted=lambda name: name in CHOICES.values()) if bundled else None
+        store.bundles.read(list(bundled), wanted=lambda name: name in FILTER_COLUMNS.values())
+        if bundled
+        else None
     )
-    if table is not None and set(CHOICES.values()) & set(table.column_names):
+    if table is not None and set(FILTER_COLUMNS.values()) & set(table.column_names):
         keys = table[CHAIN].cast(pa.string()).combine_chunks().dictionary_encode()
         whose = [bundled[key] for key in keys.dictionary.to_pylist()]
         own = np.array([(chain.cell, chain.generations) for chain in whose])[keys.indices.to_numpy()]
         generation = table[GENERATION].to_numpy()
-        counts = np.full((len(table), len(CHOICES)), np.nan)
-        for place, column in enumerate(CHOICES.values()):
+        counts = np.full((len(table), len(FILTER_COLUMNS)), np.nan)
+        for place, column in enumerate(FILTER_COLUMNS.values()):
             if column in table.column_names:  # bundles of earlier versions have fewer, or none
                 counts[:, place] = table[column].cast(pa.float64()).to_numpy()
         kept = (generation <= own[:, 1]) & ~np.isnan(counts).all(axis=1)
@@ -159,9 +163,10 @@ def decision(store: Store, node: Node) -> str:
     return str(fit_facts(store, node.fit).get("judge", ""))
 
 
-def choices(store: Store, node: Node) -> Choices:
-    """What filters that keep one of several have chosen for a fit, as it has recorded it.
+def _filter_counts(store: Store, node: Node) -> FilterCounts:
+    """What filters have done for a fit, as it has recorded it.
 
-    None are made where nothing is stored, and by fits of versions that did not record it.
+    Nothing where nothing is stored, and in fits of versions that did not record it.
     """
-    return Choices(**fit_facts(store, node.fit).get("choices", {}))
+    found = fit_facts(store, node.fit).get("choices", {})
+    return FilterCounts(**{name: found.get(name, 0) for name in FILTER_COLUMNS})

@@ -16,7 +16,7 @@ from harness.config.schema import Config, Model, Resources, Section
 from harness.data.real import RealData
 from harness.errors import DataError
 from harness.imports import is_installed
-from harness.records import NO_CHOICES, Choices, Examples, Recipe, Selection, Status
+from harness.records import NO_FILTER_COUNTS, Examples, FilterCounts, Recipe, Selection, Status
 from harness.regimes import Drawn
 from harness.registry import named
 from harness.science import CorpusSpec, EvaluationSpec, FitSpec, Prompts, Versioned, blank
@@ -243,7 +243,7 @@ class TrainingSet:
     selection: Selection | None = None
     judged: Mapping[str, float] = field(default_factory=dict)
     decision: str = ""
-    choices: Choices = NO_CHOICES
+    filtered: FilterCounts = NO_FILTER_COUNTS
 
 
 @dataclass(frozen=True)

@@ -118,7 +118,7 @@ class FilterPlugin:
         drops: Of training sets: whether it drops every real example, and every synthetic one, by its section
             alone.
         chooses: Whether it keeps one of several examples, and says of how many it could not tell them apart
-            (`Known.told`), which fits and bundles record (`harness.records.Choices`).
+            (`Known.told`), which fits and bundles record (`harness.records.FilterCounts`).
         rewards: ``module:function`` that scores examples (as ``keep`` is called), one number each, before it
             decides: the note ``reward`` of what it decides about, and of what is trained on. Where there is
             one, evaluations know it, and measure it.

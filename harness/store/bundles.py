@@ -27,13 +27,13 @@ PROVENANCE = b"harness.provenance"
 CHAIN, GENERATION = "bundle_chain", "generation"
 PARAMETERS = "parameters/"
 """Prefix of the columns that hold fitted parameters."""
-CHOICES = {
+FILTER_COLUMNS = {
     "made": "choices_made",
     "alike": "choices_alike",
     "read": "filters_read",
     "passed": "filters_passed",
 }
-"""Columns of what filters that keep one of several have chosen (`harness.records.Choices`)."""
+"""Columns of what filters have read, passed and chosen (`harness.records.FilterCounts`)."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -31,6 +32,7 @@ from safetensors.torch import save_file
 
 from harness.learners.language_model import model as models
 from harness.learners.language_model.behaviour import behaviour
+from harness.learners.language_model.identity import pretrained_identity
 from harness.learners.language_model.sampling import Sampler
 
 LFS = "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 1234\n"
@@ -170,6 +172,10 @@ BREAKS: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "weights are longer": (lambda f: (f / W).write_bytes((f / W).read_bytes() + b"x"), "is damaged"),
     "a shard is missing": (shards, "lacks model-00002-of-00002.safetensors"),
+    "an adapter beside the weights": (
+        lambda f: (f / "adapter_config.json").write_text('{"peft_type": "LORA"}'),
+        "holds an adapter .adapter_config.json., which is not read",
+    ),
     "weights under another name": (
         lambda f: (f / W).rename(f / "best.safetensors"),
         "holds neither model.safetensors nor",
@@ -320,6 +326,33 @@ def test_a_model_in_two_files_is_the_model(
     prepare(make_study(folder), tmp_path / "root")
     loaded = models.pretrained_model(Model(pretrained=str(folder)), KNOWN).state_dict()
     assert all((loaded[name] == tensor).all() for name, tensor in whole.items())
+
+
+def test_a_folder_is_named_by_what_is_loaded_of_it_alone(
+    folder: Path, make_study: Callable[..., Path], tmp_path: Path
+) -> None:
+    def fits(place: Path) -> list[str]:
+        return [node.fit for node in prepare(make_study(place), tmp_path / "root").lineage.nodes.values()]
+
+    def beside(name: str, *files: str) -> Path:
+        """A copy with files that a download, or a pull of earlier versions, has left in it."""
+        copied = shutil.copytree(folder, tmp_path / name)
+        for file in files:
+            save_file({"array": torch.zeros(3)}, copied / file)
+        return copied
+
+    others = ("training_set.safetensors", "model-00001-of-00002.safetensors", "optimizer.bin")
+    assert fits(beside("whole", *others)) == fits(folder)
+    shards(folder)
+    names = ("config.json", "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+    save_file({"rest": torch.zeros(3)}, folder / names[2])
+    moved = folder.rename(folder.with_name("in two files"))  # identities are remembered by path
+    text = "".join(f"{name}:{hashlib.sha256((moved / name).read_bytes()).hexdigest()}\n" for name in names)
+    expected = hashlib.sha256(text.encode()).hexdigest()[:32]  # as it was when other files counted too
+    assert pretrained_identity(Model(pretrained=str(moved))).content == expected
+    save_file({"array": torch.zeros(3)}, moved / "training_set.safetensors")
+    again = moved.rename(folder.with_name("again"))
+    assert pretrained_identity(Model(pretrained=str(again))).content == expected
 
 
 @pytest.mark.parametrize("steps", [0, 3])

@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from harness.components.filters import ClassifierFilter
 from harness.curation.detector import calibrated, chosen
+from harness.data.model_files import CONFIG, INDEX, WEIGHTS, weight_files
 from harness.data.reach import asking, hub_error
 from harness.errors import DataError, LearnerError, reason_of
 from harness.files import file_sha256, no_folder
@@ -24,16 +25,9 @@ from harness.records import Examples
 from harness.registry import Known
 from harness.terminal import shown
 
-CONFIG = "config.json"
-FILES = (
-    CONFIG,
-    "*.safetensors",
-    "model.safetensors.index.json",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-)
-"""What is read of a classifier, and hashed."""
+TOKENIZER = "tokenizer.json"
+TOKENIZER_FILES = (TOKENIZER, "tokenizer_config.json", "special_tokens_map.json")
+"""What is read of a classifier, and hashed, besides its configuration and its weights."""
 TOKENS = 4096
 """Tokens of a batch, padding included."""
 SHORTEST = 16
@@ -157,9 +151,10 @@ def _folder(name: str, revision: str | None, field: str) -> Path:
         raise DataError(f"{field}: {no_folder(folder)}")
     import huggingface_hub
 
+    patterns = [CONFIG, "*.safetensors", INDEX, *TOKENIZER_FILES]
     try:
         with asking(name):
-            found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=list(FILES))
+            found = huggingface_hub.snapshot_download(name, revision=revision, allow_patterns=patterns)
     except Exception as error:  # the library raises whatever its transport raises; the user needs one line
         raise DataError(f"{field}: {shown(name)} is no folder, and no model ({hub_error(error)})") from None
     return Path(found)
@@ -171,10 +166,12 @@ def _identity(name: str, revision: str | None, field: str) -> tuple[str, str | N
     folder = _folder(name, revision, field)
     if not Path(name).is_dir() or revision is not None:
         return name, folder.name, f"hub:{name}@{folder.name}"
-    files = sorted({path for pattern in FILES for path in folder.glob(pattern)})
-    needed = {CONFIG, "tokenizer.json"} - {file.name for file in files}
-    if needed or not any(file.suffix == ".safetensors" for file in files):
-        raise DataError(f"{field}: {name} holds no {CONFIG} with *.safetensors and tokenizer.json beside it")
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    if not {CONFIG, TOKENIZER} <= there or not {WEIGHTS, INDEX} & there:
+        raise DataError(f"{field}: {name} holds no {CONFIG} with {WEIGHTS} and {TOKENIZER} beside it")
+    files = weight_files(folder, field)
+    files += [folder / INDEX] if WEIGHTS not in there else []
+    files = sorted([*files, *(folder / file for file in (CONFIG, *TOKENIZER_FILES) if file in there)])
     try:
         text = "".join(f"{file.name}:{file_sha256(file)}\n" for file in files)
     except OSError as error:

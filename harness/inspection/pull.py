@@ -23,7 +23,7 @@ from harness.store import Store
 from harness.store.store import ADAPTER
 from harness.study import Prepared
 
-_OURS = (CHECKSUMS, "spec.json", "fit.json", "replicas.json")
+_OURS = (CHECKSUMS, "spec.json", "fit.json", "provenance.json", "replicas.json", "training_set.safetensors")
 """Files of a fit that are the store's, and no part of the model."""
 
 

@@ -20,10 +20,10 @@ import torch
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from harness.data.model_files import FLOATS, StoredTensor
 from harness.errors import DataError, reason_of
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sampling import TokenReader
-from harness.learners.language_model.weights import FLOATS, StoredTensor
 from harness.proc import usable_memory
 from harness.terminal import listed, shown
 

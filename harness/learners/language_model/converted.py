@@ -18,10 +18,10 @@ from typing import cast
 from harness.components.model import resolve_model
 from harness.config.schema import Config, LanguageModel, Model
 from harness.data.hub import Caches
+from harness.data.model_files import INDEX, WEIGHTS
 from harness.data.reach import offline, unreached
 from harness.files import write_atomic
 from harness.learners.language_model.facts import needs_weights
-from harness.learners.language_model.weights import INDEX, WEIGHTS
 from harness.section import HubItem
 
 BOT, TITLE = "SFconvertbot", "Adding `safetensors` variant of this model"

@@ -14,11 +14,11 @@ from typing import Any
 from harness.components.language_model import later_train
 from harness.components.model import resolve_model
 from harness.config.schema import LanguageModel, Model, Resources
+from harness.data.model_files import stored_weights
 from harness.data.remembered import Note
 from harness.errors import DataError, reason_of
 from harness.learners.language_model.identity import FIELD, pretrained_identity, stored_folder
 from harness.learners.language_model.sizes import kept_values, num_parameters
-from harness.learners.language_model.weights import stored_weights
 from harness.proc import installed_version
 from harness.terminal import shown
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import Model
+from harness.data.model_files import CONFIG, INDEX, WEIGHTS, read_plain, weight_files
 from harness.data.reach import asking, hub_error
 from harness.errors import DataError
 from harness.files import file_sha256, no_folder
-from harness.learners.language_model.weights import CONFIG, INDEX, WEIGHTS, read_plain
 from harness.terminal import shown
 
 FIELD = "learner.model.pretrained"
@@ -44,10 +44,9 @@ def pretrained_identity(model: Model) -> Pretrained:
     name = model.pretrained or ""
     folder = Path(name)
     if folder.is_dir():
-        files = sorted([folder / CONFIG, *folder.glob("*.safetensors")])
-        missing = [file.name for file in files if not file.is_file()]
-        if missing or len(files) < 2:
-            raise DataError(f"{FIELD}: {name} holds no {CONFIG} with *.safetensors beside it")
+        if not (folder / CONFIG).is_file():
+            raise DataError(f"{FIELD}: {name} holds no {CONFIG}")
+        files = sorted([folder / CONFIG, *weight_files(folder, FIELD)])
         try:
             text = "".join(f"{file.name}:{file_sha256(file)}\n" for file in files)
         except OSError as error:

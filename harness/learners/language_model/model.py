@@ -25,6 +25,7 @@ from transformers.utils import logging
 
 from harness.components.model import resolve_model
 from harness.config.schema import Model
+from harness.data.model_files import CONFIG, WEIGHTS
 from harness.data.reach import asking, hub_error
 from harness.errors import DataError, LearnerError
 from harness.files import write_atomic
@@ -35,7 +36,6 @@ from harness.learners.language_model.identity import pretrained_identity, stored
 from harness.learners.language_model.kernels import fuse_activations
 from harness.learners.language_model.parts import construct, new_in_parts, stored_in_parts
 from harness.learners.language_model.sizes import default_mlp_width
-from harness.learners.language_model.weights import CONFIG, WEIGHTS
 from harness.terminal import shown
 
 logging.disable_progress_bar()

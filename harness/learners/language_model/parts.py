@@ -15,9 +15,9 @@ from safetensors import safe_open
 from transformers import AutoModelForCausalLM, PretrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from harness.data.model_files import read_header, stored_weights, weight_files
 from harness.learners.language_model.deferred import Deferred, Keep, NotDeferrable
 from harness.learners.language_model.distributed import device
-from harness.learners.language_model.weights import INDEX, WEIGHTS, read_header, read_plain, stored_weights
 
 ModelCheck = Callable[[PreTrainedModel], None]
 
@@ -117,12 +117,7 @@ def _values(folder: Path, model: PreTrainedModel) -> Mapping[str, Callable[[], t
 
 def _places(folder: Path) -> Mapping[str, Path]:
     """In which file each tensor lies."""
-    if (folder / WEIGHTS).exists():
-        files = [folder / WEIGHTS]
-    else:
-        files = [
-            folder / name for name in set(read_plain(folder / INDEX, str(folder))["weight_map"].values())
-        ]
+    files = weight_files(folder, str(folder))
     return {name: path for path in files for name in read_header(path, str(folder))}
 
 

@@ -16,6 +16,7 @@ from harness.files import refuse_pointer
 from harness.terminal import listed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors header, as the format's own reader allows."""
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -49,6 +50,42 @@ def read_plain(path: Path, field: str) -> Mapping[str, Any]:
     if not isinstance(found, dict):
         raise DataError(f"{field}: {path} holds no JSON object")
     return found
+
+
+def weight_files(folder: Path, field: str) -> list[Path]:
+    """The files that the weights of a model in a folder are read from: its one file, or all of its index.
+
+    Whatever else lies there is not read, and says nothing about the model.
+
+    Raises:
+        DataError: A file is missing, or an adapter lies there, which some libraries would add to the weights.
+    """
+    if (folder / ADAPTER).exists():
+        raise DataError(
+            f"{field}: {folder} holds an adapter ({ADAPTER}), which is not read; name a folder without one, "
+            "with what it adds merged into the weights"
+        )
+    if (folder / WEIGHTS).exists():
+        return [folder / WEIGHTS]
+    if not (folder / INDEX).exists():
+        raise DataError(f"{field}: {folder} holds neither {WEIGHTS} nor {INDEX}")
+    places = index_of(folder, field)
+    for shard in places.values():
+        if "/" in shard or not (folder / shard).is_file():
+            raise DataError(f"{field}: {folder} lacks {shard}, which {INDEX} names")
+    return [folder / shard for shard in sorted(set(places.values()))]
+
+
+def index_of(folder: Path, field: str) -> Mapping[str, str]:
+    """Which of several files each tensor is in, by what the index says.
+
+    Raises:
+        DataError: It does not say that.
+    """
+    places = read_plain(folder / INDEX, field).get("weight_map")
+    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
+        raise DataError(f"{field}: {folder / INDEX} has no weight_map")
+    return places
 
 
 def read_header(path: Path, field: str) -> dict[str, StoredTensor]:
@@ -94,19 +131,10 @@ def stored_weights(folder: Path, field: str) -> dict[str, StoredTensor]:
     Raises:
         DataError: A file is missing or damaged, or does not hold what the index says.
     """
-    if (folder / WEIGHTS).exists():
-        return read_header(folder / WEIGHTS, field)
-    if not (folder / INDEX).exists():
-        raise DataError(f"{field}: {folder} holds neither {WEIGHTS} nor {INDEX}")
-    places = read_plain(folder / INDEX, field).get("weight_map")
-    if not isinstance(places, dict) or not all(isinstance(name, str) for name in places.values()):
-        raise DataError(f"{field}: {folder / INDEX} has no weight_map")
-    found: dict[str, StoredTensor] = {}
-    for shard in sorted(set(places.values())):
-        if "/" in shard or not (folder / shard).is_file():
-            raise DataError(f"{field}: {folder} lacks {shard}, which {INDEX} names")
-        found |= read_header(folder / shard, field)
-    missing = sorted(set(places) - set(found))
+    files = weight_files(folder, field)
+    found = {name: tensor for path in files for name, tensor in read_header(path, field).items()}
+    named = () if files == [folder / WEIGHTS] else index_of(folder, field)
+    missing = sorted(set(named) - set(found))
     if missing:
         raise DataError(f"{field}: {folder}: {listed(missing)} in {INDEX}, but in no file")
     return found

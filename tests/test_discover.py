@@ -23,7 +23,7 @@ from harness.components import LEARNERS
 from harness.components.model import resolve_model
 from harness.config import expand, load_file
 from harness.config.schema import Config, LanguageModel
-from harness.config.shipped import studies, summary
+from harness.config.shipped import studies, study_file, summary
 from harness.config.source import get
 from harness.errors import InputError
 from harness.inspection.components import KINDS, LISTS, learners
@@ -243,28 +243,15 @@ def test_closed_forms_run_without_torch(installed: Path, tmp_path: Path) -> None
             command, capture_output=True, text=True, cwd=tmp_path, env=environment, timeout=240, check=False
         )
 
-    done = run(
-        "run",
-        "papers/small/kazdan_discrete",
-        "--set",
-        "grid.seed=[0]",
-        "--set",
-        "tracking.wandb=disabled",
-        "--json",
-    )
+    shipped = study_file("papers/small/kazdan_discrete", "CONFIG").read_text()
+    (tmp_path / "own.yaml").write_text(shipped.replace("tracking: {wandb: disabled}\n", ""))
+    done = run("run", "own.yaml", "--set", "grid.seed=[0]", "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["chains_failed"] == 0
-    assert (
-        run(
-            "report",
-            "papers/small/kazdan_discrete",
-            "--set",
-            "grid.seed=[0]",
-            "--set",
-            "tracking.wandb=disabled",
-        ).returncode
-        == 0
-    )
+    assert "W&B is not installed here, so it is told nothing; pip install" in done.stderr
+    assert run("report", "own.yaml", "--set", "grid.seed=[0]").returncode == 0
+    done = run("sync", "own.yaml", "--set", "grid.seed=[0]")
+    assert done.returncode == 2 and "W&B is not installed here" in done.stderr, done.stderr
     done = run("plan", "quickstart")
     assert (
         done.returncode == 2

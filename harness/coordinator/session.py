@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import terminal
-from harness.config.schema import Config
+from harness.config.schema import Config, Tracking
 from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
 from harness.coordinator.cluster import RayPlace, connected
@@ -38,7 +38,7 @@ from harness.store.experiment import Others
 from harness.study import Prepared, commit_data
 from harness.terminal import counted
 from harness.tracking import Mirror
-from harness.tracking.tracker import open_trackers
+from harness.tracking.tracker import NO_WANDB, open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_bundles, of_chain
 
 STOPPED_MIRROR_S = 3.0
@@ -115,21 +115,24 @@ def check_this_machine(prepared: Prepared) -> None:
         raise prepared.study.source.located(error) from None
 
 
-def _told(experiment: Experiment, others: Others) -> list[str]:
-    """What is said of chains that a study of the same name has left on the store, in a line."""
+def _told(experiment: Experiment, others: Others, tracking: Tracking) -> list[str]:
+    """What is said once, as a run begins or ends: of W&B, and of another study's chains by this name."""
+    told = [NO_WANDB] if tracking.without else []
     if not others.count:
-        return []
+        return told
     chains = counted(others.count, "chain")
     if others.measured:
         return [
+            *told,
             f"experiment {experiment.name} has {chains} of this study with another `evaluate` on this store: "
             "they stay, and no model of theirs is fitted again but in bundles; the report is of what is "
-            "measured now, and W&B and harness.load have both by one name"
+            "measured now, and W&B and harness.load have both by one name",
         ]
     return [
+        *told,
         f"experiment {experiment.name} has {chains} of another study on this store: they stay, but its "
         "report is written anew, and W&B and harness.load have both by one name; give one of them another "
-        "`experiment`"
+        "`experiment`",
     ]
 
 
@@ -179,7 +182,7 @@ def run_study(
             raise GangError("stopped while another run wrote the data of this study")
         others = experiment.begin(source.data, describe_chains(prepared))
         with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
-            for line in _told(experiment, others):
+            for line in _told(experiment, others, base.tracking):
                 display.line(line)
             mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
             views = Views(prepared, store)
@@ -247,5 +250,5 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
         warnings = mirror.close()
     reused = len(set(prepared.lineage.nodes) & store.committed("evaluations"))
     reused += sum(chain.generations + 1 for chain in prepared.bundled.values())
-    warnings += _told(experiment, others)
+    warnings += _told(experiment, others, prepared.study.base.tracking)
     return RunSummary(len(prepared.chains), 0, 0, reused, 0.0), warnings

@@ -12,14 +12,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.errors import DamagedError, HarnessError
+from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import no_store
 from harness.stop import Stop
 from harness.store import Experiment, Leases, Store, own_leases
 from harness.study import Prepared
 from harness.terminal import counted
 from harness.tracking import BusyError, held, patience_s
-from harness.tracking.tracker import Tracker, open_trackers
+from harness.tracking.tracker import NO_WANDB, Tracker, open_trackers
 from harness.tracking.views import Mirrored, Views, aggregates, mirrored, of_chain
 
 PROGRESS_CHAINS = 20
@@ -84,9 +84,11 @@ def check_wanted(prepared: Prepared) -> None:
     """Refuse a study that its file keeps away from all trackers: what has been sent cannot be taken back.
 
     Raises:
-        InputError: ``tracking.wandb`` is ``disabled``, and no other tracker is named.
+        InputError: ``tracking.wandb`` is ``disabled``, or W&B not installed, and no other tracker is named.
     """
     if not prepared.study.base.tracking.names:
+        if prepared.study.base.tracking.without:
+            raise InputError(NO_WANDB)
         message = (
             "found disabled, so nothing may be sent; allowed for sync: offline, online (or --set "
             "tracking.wandb=offline), or other trackers (tracking.trackers)"

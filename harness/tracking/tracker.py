@@ -16,6 +16,11 @@ from harness.tracking.runs import ChainView
 if TYPE_CHECKING:
     from harness.tracking.views import Mirrored, Views
 
+NO_WANDB = (
+    "W&B is not installed here, so it is told nothing; pip install 'model-collapse-harness[wandb]', or say "
+    "tracking.wandb: disabled"
+)
+
 
 class Tracker(ABC):
     """One tracker of one experiment.

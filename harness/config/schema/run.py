@@ -11,6 +11,7 @@ from harness.config.schema.data import Data, data_kind, unknown_source
 from harness.config.schema.learners import Learner
 from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
+from harness.imports import is_installed
 from harness.registry import check_names
 from harness.section import PositiveInt, Seconds, Section, begins
 from harness.terminal import shown
@@ -133,7 +134,12 @@ class Tracking(Section):
     @property
     def names(self) -> tuple[str, ...]:
         """All trackers that are told."""
-        return (*self.trackers, *(() if self.wandb == "disabled" else ("wandb",)))
+        return (*self.trackers, *(() if self.wandb == "disabled" or self.without else ("wandb",)))
+
+    @property
+    def without(self) -> bool:
+        """Whether W&B is left out for it is not installed, and the file does not ask for it."""
+        return "wandb" not in self.model_fields_set and not is_installed("wandb")
 
     bundles: Literal["cells", "chains"] = "cells"
     """Chains in bundles: one run for each cell, with means over its chains, or one for each chain."""

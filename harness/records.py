@@ -43,7 +43,7 @@ Status = Literal["ok", "degenerate", "diverged"]
 model, the chain ends."""
 
 
-Draw = Literal["first", "resample", "fixed", "unseen"]
+DrawKind = Literal["first", "resample", "fixed", "unseen"]
 """Which examples of a source a training set has; see `Part`."""
 
 
@@ -63,7 +63,7 @@ class Part:
 
     origin: int
     count: int
-    draw: Draw = "first"
+    draw: DrawKind = "first"
     offset: int = 0
     pooled: bool = False
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -250,8 +251,12 @@ def test_who_knows_the_truth_says_so(computed: Any) -> None:
     assert knows in line.badges and knows not in plain.badges
     for other in ("deduplicate", "of_a_package"):  # a field may be called so
         filters = [{"kind": other, "score": "log_density"}]
-        told = with_data(entry, lambda data, now=filters: data["configuration"].update(filters=now))
+        told = with_data(entry, partial(_configured, filters=filters))
         assert knows not in table_of(told.track, [told]).lines[0].badges
+
+
+def _configured(data: dict[str, Any], **fields: Any) -> None:
+    data["configuration"].update(fields)
 
 
 def test_nobody_has_real_examples_that_others_have_not(tmp_path: Path) -> None:

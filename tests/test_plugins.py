@@ -12,6 +12,7 @@ import sys
 from collections.abc import Callable
 from decimal import Decimal
 from fractions import Fraction
+from functools import partial
 from importlib.metadata import EntryPoint, EntryPoints
 from pathlib import Path
 from types import SimpleNamespace
@@ -1072,11 +1073,14 @@ def test_a_metric_of_a_package_is_a_number(monkeypatch: pytest.MonkeyPatch, give
         added_metrics(["number"], corpus, None, 0, 1, set())
     assert str(failed.value) == message.format("evaluate.metrics: number (mine)")
     for number in (True, 1, np.int32(1), np.float32(1), np.ones(1), Fraction(1)):
-        plugin = MetricPlugin(
-            (Metric("mine/number", "a number"),), 1, lambda *_, n=number: {"mine/number": n}
-        )
+        gives = partial(_given, {"mine/number": number})
+        plugin = MetricPlugin((Metric("mine/number", "a number"),), 1, gives)
         monkeypatch.setitem(METRICS.loaded, "number", Loaded(plugin, "mine", "1.0"))
         assert added_metrics(["number"], corpus, None, 0, 1, set()) == {"mine/number": 1.0}
+
+
+def _given(found: Any, *_: Any) -> Any:
+    return found
 
 
 FAMILY_MODULE = """

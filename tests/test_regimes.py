@@ -18,6 +18,10 @@ from harness.records import EXTERNAL, REAL, Part
 from harness.regimes import check_supply, draw, is_refresh, recipe
 from harness.registry import Loaded, RegimePlugin
 
+INT: Any = np.int64
+LAST: Any = "last"
+"""What the types of a part do not allow, and a package may give all the same."""
+
 sizes = st.integers(2, 200)
 generations = st.integers(0, 8)
 seeds = st.integers(0, 2**40)
@@ -238,7 +242,7 @@ def test_what_a_package_trains_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch)
         lambda r, n, g: ((Part(REAL, n, offset=n), Part(g - 1, n)), None),
         lambda r, n, g: ((Part(REAL, n), Part(g - 1, n)), None),
         lambda r, n, g: ((Part(REAL, n), Part(g - 1, n)), n),
-        lambda r, n, g: ((Part(REAL, np.int64(n)), Part(g - 1, n)), np.int64(n - 1)),  # type: ignore[arg-type],
+        lambda r, n, g: ((Part(REAL, INT(n)), Part(g - 1, n)), INT(n - 1)),
     ]
     regime = Regime(kind="replace", synthetic_ratio=1.0)
     specs = []
@@ -258,7 +262,7 @@ def test_what_a_package_trains_on_is_in_its_key(monkeypatch: pytest.MonkeyPatch)
         ((Part(1, 5.0),), None, False, "whole numbers as origin, count and offset"),  # type: ignore[arg-type]
         ((Part(2, 5),), None, False, "origins of REAL or a generation from 0 to 1"),
         ((Part(EXTERNAL, 5),), None, False, "origins of REAL or a generation from 0 to 1"),
-        ((Part(1, 5, "last"),), None, False, "a draw of first, resample, fixed, unseen"),  # type: ignore[arg-type]
+        ((Part(1, 5, LAST),), None, False, "a draw of first, resample, fixed, unseen"),
         ((Part(1, 5), Part(1, 5, offset=5)), None, False, "each corpus in one part"),
         ((Part(1, 5, pooled=True),), None, False, "pooled parts only where the regime has selects=True"),
         ((Part(1, 5, pooled=True),), None, True, "how many of the pool to take"),

@@ -79,7 +79,7 @@ def interval(
 
 
 @dataclass(frozen=True)
-class Curve:
+class PlottedCurve:
     """A line of a figure.
 
     Attributes:
@@ -97,7 +97,7 @@ class Curve:
     highs: Sequence[float | None]
 
 
-def curves(lines: Sequence[Curve], title: str, unit: str) -> str:
+def curves(lines: Sequence[PlottedCurve], title: str, unit: str) -> str:
     """Lines over generations with their intervals; what they show is in the tables too."""
     known = [
         v for line in lines for part in (line.means, line.lows, line.highs) for v in part if v is not None

@@ -65,7 +65,7 @@ class SeedResult(Section):
     """By name, a value a generation; null where it is not finite."""
 
 
-class Cost(Section):
+class EntryCost(Section):
     """What the entry's own chains took, shared generations counted for each chain that has them."""
 
     device_hours: Annotated[Number, Field(ge=0)]
@@ -111,7 +111,7 @@ class Entry(Immutable):
     """`BASELINE` in the same store, with the track's seeds."""
     overlap: dict[str, Number]
     """Share of the test set that is also in the training set: as whole examples, and as n-grams of text."""
-    cost: Cost
+    cost: EntryCost
     provenance: EntryProvenance
     experiment: str
     """Of the study that it is from."""
@@ -249,7 +249,7 @@ def _entry(results: _Results, mitigation: str, said: Mapping[str, Any] | str | N
         other_seeds={s: r for s, r in found.items() if s not in official and r.state != "waiting"},
         baseline={seed: result for seed, result in baseline.items() if seed in official},
         overlap=overlap,
-        cost=Cost(
+        cost=EntryCost(
             device_hours=results.device_hours(own, official), training_examples=examples, times_baseline=times
         ),
         provenance=_provenance(own),

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from harness.board.checked import Verification
-from harness.board.drawing import Curve, curves, text, time_of
+from harness.board.drawing import PlottedCurve, curves, text, time_of
 from harness.board.entry import Entry, SeedResult
 from harness.board.pages import page, safe
 from harness.board.rules import other_rules, worse_sign
@@ -150,7 +150,7 @@ def _verdict(line: Scored) -> str:
     return f"Worsens by {by} less than the baseline. Rank {line.rank.rank}{tied}."
 
 
-def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> Curve:
+def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> PlottedCurve:
     found: list[Aggregate] = []
     rows = [(result.metrics.get(name, ()), result.state) for result in seeds.values()]
     for generation in range(max((len(row) for row, _ in rows), default=0)):
@@ -164,7 +164,9 @@ def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -
     whole = (
         f"{label}, {len(seeds)} seeds" if fewest == len(seeds) else f"{label}, {fewest} to {len(seeds)} seeds"
     )
-    return Curve(whole, style, [a.mean for a in found], [a.low for a in found], [a.high for a in found])
+    return PlottedCurve(
+        whole, style, [a.mean for a in found], [a.low for a in found], [a.high for a in found]
+    )
 
 
 def _seed_table(entry: Entry) -> list[str]:

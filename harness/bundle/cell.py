@@ -285,8 +285,12 @@ class CellRun:
             "evaluation": pa.array([node.evaluation for node in nodes], pa.string()),
             "parent": pa.array(before, pa.string()),
         }
-        kept = {"all": True, "none": False, "last": generation in (0, self.spec.generations)}
-        if kept[self.job.weights] and metrics:
+        match self.job.weights:
+            case "last":
+                kept = generation in (0, self.spec.generations)
+            case weights:
+                kept = weights == "all"
+        if kept and metrics:
             for name in self.family.parameters:
                 flat = self.model[name].reshape(len(alive), -1)
                 columns[PARAMETERS + name] = pa.FixedSizeListArray.from_arrays(

@@ -94,7 +94,7 @@ ChainName = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
-Watch = Annotated[
+WatchOption = Annotated[
     float | None,
     typer.Option(min=1, metavar="SECONDS", help="Look again so often, until nothing is left to wait for."),
 ]

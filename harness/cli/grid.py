@@ -25,7 +25,7 @@ from harness.cli.app import (
     ConfigPath,
     Json,
     Root,
-    Watch,
+    WatchOption,
     app,
     prepare,
     print_json,
@@ -288,7 +288,7 @@ def status(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    watch: Watch = None,
+    watch: WatchOption = None,
     every: Annotated[
         bool, typer.Option("--all", help="List every chain, complete ones too, however many there are.")
     ] = False,

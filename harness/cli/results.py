@@ -20,7 +20,7 @@ from harness.cli.app import (
     ConfigPath,
     Json,
     Root,
-    Watch,
+    WatchOption,
     app,
     config_names,
     config_path,
@@ -314,7 +314,7 @@ def sync(
     config: ConfigPath,
     assignments: Assignments = None,
     root: Root = DEFAULT_ROOT,
-    watch: Watch = None,
+    watch: WatchOption = None,
     json_output: Json = False,
 ) -> None:
     """Mirror what is committed to W&B, one run per chain, and to the other trackers of the study.

@@ -14,7 +14,7 @@ from numbers import Integral
 from typing import Any, get_args
 
 from harness.errors import DataError
-from harness.records import REAL, Draw, Part
+from harness.records import REAL, DrawKind, Part
 from harness.registry import RegimePlugin
 from harness.terminal import shown
 
@@ -137,7 +137,7 @@ def _expected(parts: Sequence[Part], some: Any, generation: int, selects: bool) 
         (len(set(corpora)) == len(corpora), "each corpus in one part"),
         (all(p.count >= 0 and p.offset >= 0 for p in parts), "no count or offset below 0"),
         (total > 0, "at least one example"),
-        (all(p.draw in get_args(Draw) for p in parts), f"a draw of {', '.join(get_args(Draw))}"),
+        (all(p.draw in get_args(DrawKind) for p in parts), f"a draw of {', '.join(get_args(DrawKind))}"),
         (selects or not any(p.pooled for p in parts), "pooled parts only where the regime has selects=True"),
         (not selects or some is not None, "how many of the pool to take, as the regime has selects=True"),
         (

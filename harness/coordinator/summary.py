@@ -54,4 +54,4 @@ class Display(Protocol):
         """Something worth a line in a log."""
 
     def close(self) -> None:
-        """The run is over."""
+        """End the display: the run is over."""

@@ -116,7 +116,7 @@ class LinearTruth(Distribution):
 
     @property
     def own_metrics(self) -> Mapping[str, float]:
-        """It makes no error beyond its noise."""
+        """The error of the truth itself: none beyond its noise."""
         return {"regression/test_error": 0.0}
 
     @property

@@ -235,7 +235,7 @@ class ImageSet(RealData):
         return self._arrays.get("test_labels")
 
     def groups(self, field: str) -> dict[str, ExternalCorpus]:
-        """Nothing to read: the classes of the test images are at hand.
+        """Check that test images can be grouped by a field, and read nothing: their classes are at hand.
 
         Raises:
             DataError: The images have none, or the field is not theirs.

@@ -111,7 +111,7 @@ class ArrayTruth(Truth):
 
     @property
     def stored(self) -> Mapping[str, Any]:
-        """The rows decide their folder."""
+        """What names the folder of the prepared rows: their content."""
         return {"kind": "array", "content": self.fingerprint}
 
     @property

@@ -463,7 +463,7 @@ class TaskCorpus(TextCorpus):
     def external(
         self, source: str, packed: Callable[[str], Examples | None] = lambda _: None
     ) -> ExternalCorpus:
-        """There is none.
+        """Refuse a fixed corpus: this task has none.
 
         Raises:
             DataError: Always.
@@ -471,7 +471,7 @@ class TaskCorpus(TextCorpus):
         raise DataError("regime.source: a fixed corpus is text; the data are prompts with completions")
 
     def other(self, name: str, source: str) -> ExternalCorpus:
-        """There is none.
+        """Refuse another text: nothing but this task's characters can be read.
 
         Raises:
             DataError: Always.

@@ -72,7 +72,7 @@ class InBundles(Stored):
         return holders
 
     def committed(self, chain: Chain) -> int:
-        """As many as were asked for of what is there, though it may have diverged before."""
+        """How many of the generations that are asked for are there, with those behind a divergence."""
         place = self._place(chain)
         return 0 if place is None else min(place.generations, chain.generations) + 1
 
@@ -81,7 +81,10 @@ class InBundles(Stored):
         return self.committed(chain) > chain.generations
 
     def progress(self, chain: Chain) -> tuple[int, NodeState]:
-        """All of it, up to where it has ended; or nothing, as a chain that is too short is run anew."""
+        """How many generations count as done, and why no more.
+
+        Of a chain that is too short none: it is run anew.
+        """
         key = chain.key
         if not self.is_complete(chain):
             if key in self._holders:

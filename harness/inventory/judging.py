@@ -19,7 +19,7 @@ from harness.store import Store
 from harness.store.bundles import CHAIN, FILTER_COLUMNS, GENERATION
 from harness.study import Prepared
 
-Counts = npt.NDArray[np.int64]
+Integers = npt.NDArray[np.int64]
 BY_LOT = 0.5
 """A curator is said to choose by lot where more than this share of a generation's choices are."""
 
@@ -111,12 +111,12 @@ def _chosen(prepared: Prepared, store: Store) -> Mapping[int, Mapping[int, Filte
     return found
 
 
-def _sums(groups: Counts, rows: Counts, count: int) -> Counts:
+def _sums(groups: Integers, rows: Integers, count: int) -> Integers:
     """Sums of rows by group, shape [count, columns]."""
     return np.stack([np.bincount(groups, column, count) for column in rows.T], axis=1).astype(np.int64)
 
 
-def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Counts:
+def _recorded(prepared: Prepared, store: Store, cells: set[int]) -> Integers:
     """What each fit, and each row of a bundle, has recorded: cell, generation and `FILTER_COLUMNS`."""
     single = [
         [chain.cell, node.generation, *_filter_counts(store, node).to_json().values()]

@@ -13,6 +13,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from harness.errors import ConfigError, InputError, InputProblem, reason_of
+from harness.section import PositiveInt
 from harness.terminal import shown
 
 SITE = Path("slurm/site.yaml")
@@ -44,7 +45,6 @@ _FROM_ENVIRONMENT = ("partition", "account", "qos", "reservation", "constraint")
 """Options that people set for all their jobs, as ``SBATCH_ACCOUNT`` and so on."""
 
 Word = Annotated[str, Field(pattern=_WORD, max_length=200)]
-Count = Annotated[int, Field(gt=0)]
 
 
 def parse_time(text: str) -> int:
@@ -86,10 +86,10 @@ class Options(BaseModel):
     partition: Word | None = None
     account: Word | None = None
     qos: Word | None = None
-    nodes: Count = 1
+    nodes: PositiveInt = 1
     gpus_per_node: Annotated[str, Field(pattern=r"^([A-Za-z0-9][\w.-]*:)?\d+$")] = "0"
     """GPUs of every node, as ``8`` or with their type, as ``a100:8``."""
-    cpus_per_node: Count | None = None
+    cpus_per_node: PositiveInt | None = None
     """CPUs of every node; what one node's gangs need when null."""
     mem: Word | None = None
     """Memory of every node, as 64G; SLURM's default when null."""

@@ -335,23 +335,32 @@ def _of(item: Curve, statistic: Statistic, last: int, limit: float) -> float | N
         return first
     if final is None:
         return None
-    alone = {
-        "last": final,
-        "lost": float(final == 0),
-        "highest": max(known.values()),
-        "drop": max(known.values()) - final,
-        "lowest": min(known.values()),
-    }
-    if statistic.of in alone:
-        return alone[statistic.of]
-    if statistic.of in ("slope", "curvature", "growth"):
-        return _growth(known, statistic)
-    if first is None:
-        return None
+    match statistic.of:
+        case "last":
+            return final
+        case "lost":
+            return float(final == 0)
+        case "highest":
+            return max(known.values())
+        case "drop":
+            return max(known.values()) - final
+        case "lowest":
+            return min(known.values())
+        case "slope" | "curvature" | "growth":
+            return _growth(known, statistic)
+    return None if first is None else _against(first, final, statistic.of, limit)
+
+
+def _against(first: float, final: float, of: str, limit: float) -> float | None:
+    """A generation's value against the first one's."""
     ratio = final / first if first else math.nan
-    against_first = {"exceeds_first": float(final > limit), "change": final - first, "ratio": ratio}
-    if statistic.of in against_first:
-        return against_first[statistic.of]
+    match of:
+        case "exceeds_first":
+            return float(final > limit)
+        case "change":
+            return final - first
+        case "ratio":
+            return ratio
     return math.log(ratio) if ratio > 0 else None
 
 

@@ -39,7 +39,7 @@ Key = int | str
 
 
 def drawings(prepared: Prepared, store: Store) -> Iterator[FigureDrawing]:
-    """All of them, as far as there is something to draw."""
+    """The figures of what happens inside chains, as far as there is something to draw."""
     yield from _histograms(prepared, store)
     chains = first_chains(prepared, MAX_PANELS)
     likely = _panels(prepared, chains, lambda chain: _tails(store, chain))

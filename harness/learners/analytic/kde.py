@@ -51,8 +51,13 @@ class KdeFamily(Family):
         """
         values = summary["values"]
         count, dim = values.shape[1:]
-        rules = {"scott": count ** (-1 / (dim + 4)), "silverman": (count * (dim + 2) / 4) ** (-1 / (dim + 4))}
-        bandwidth = self._fixed if self._fixed is not None else rules[str(self.learner.bandwidth)]
+        match self.learner.bandwidth:
+            case "scott":
+                bandwidth = count ** (-1 / (dim + 4))
+            case "silverman":
+                bandwidth = (count * (dim + 2) / 4) ** (-1 / (dim + 4))
+            case number:
+                bandwidth = float(number)
         widths = np.full(len(values), bandwidth)
         kernels = (
             summary["log_kernels"]

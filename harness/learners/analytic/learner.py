@@ -83,7 +83,7 @@ class AnalyticLearner:
         return Evaluation({name: float(value[0]) for name, value in found.items()})
 
     def reset_peak(self) -> None:
-        """On the CPU there is only the process's own memory."""
+        """Do nothing: a largest memory can be reset on GPUs alone."""
 
     def describe(self) -> Mapping[str, Any]:
         """Processor and versions."""

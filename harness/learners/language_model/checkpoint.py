@@ -127,5 +127,5 @@ class SafeCheckpointEngine(_engines.CheckpointEngine):  # type: ignore[misc, nam
         return True
 
     def preserves_storage_sharing(self) -> bool:
-        """Tensors are copied one by one."""
+        """Whether tensors that share memory still do so when read: they do not, each is copied."""
         return False

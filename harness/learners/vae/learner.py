@@ -158,7 +158,7 @@ class VaeLearner:
         return np.stack([reconstruction, metrics.gaussian_kl(mean, log_variance)])
 
     def reset_peak(self) -> None:
-        """On the CPU there is only the process's own memory."""
+        """Do nothing: a largest memory can be reset on GPUs alone."""
 
     def describe(self) -> Mapping[str, Any]:
         """Device, batch and versions."""

@@ -42,12 +42,15 @@ from harness.registry import (
     Loaded,
     Metric,
     MetricPlugin,
+    ObjectivePlugin,
     RegimePlugin,
+    TaskPlugin,
     TrackerPlugin,
     gather,
     gathering,
     named,
 )
+from harness.registry.gathering import with_numbers
 from harness.registry.given import as_array, as_number
 from harness.registry.plugins import EntryPointGroup
 
@@ -612,7 +615,8 @@ def test_a_package_that_does_not_work_is_named(
 MADE = """
 from typing import ClassVar, Literal
 from pydantic import create_model
-from harness.registry import DataKind, FilterPlugin, LearnerPlugin, RegimePlugin, TrackerPlugin
+from harness.registry import DataKind, FilterPlugin, LearnerPlugin, MetricPlugin, ObjectivePlugin
+from harness.registry import RegimePlugin, TaskPlugin, TrackerPlugin
 from harness.section import DataSection, Section
 class Odd(Section):
     kind: Literal["odd"]
@@ -672,6 +676,59 @@ MADE_WRONG: list[tuple[str, str, str]] = [
         "DataKind(Own, prepare='made:p', load='made:l', sources=('odd',), places=('resample',))",
         "places of made:odd name resample, which says more than where",
     ),
+    *(
+        (
+            "filters",
+            f"FilterPlugin(Odd, {found}, len)",
+            f"its version is {found}, expected a whole number from 1",
+        )
+        for found in ("None", "'1'", "0", "-1", "True", "1.5")
+    ),
+    *(
+        (group, made.format("version=0"), "its version is 0, expected a whole number from 1")
+        for group, made in (
+            ("learners", "LearnerPlugin(Odd, {}, reads=('gaussian',), family='made:F')"),
+            ("regimes", "RegimePlugin(len, {})"),
+            ("data", "DataKind(Own, prepare='made:p', load='made:l', sources=('odd',), {})"),
+            ("metrics", "MetricPlugin((), {}, measure=len)"),
+            ("objectives", "ObjectivePlugin(Odd, {})"),
+            ("tasks", "TaskPlugin(Odd, {}, problems='made:p', check='made:c', alphabet='made:a')"),
+        )
+    ),
+    *(
+        (
+            "learners",
+            f"LearnerPlugin(Odd, 1, reads=('gaussian',), family='made:F', seconds_per_example={found})",
+            f"its seconds_per_example is {said}, expected seconds from 0 to 1e9, or a function",
+        )
+        for found, said in (
+            ("float('nan')", "nan"),
+            ("float('inf')", "inf"),
+            ("-1", "-1"),
+            ("'1'", "'1'"),
+            ("None", "None"),
+            ("1e300", "1e+300"),
+        )
+    ),
+    *(
+        (
+            "learners",
+            f"LearnerPlugin(Odd, 1, reads=('gaussian',), family='made:F', {found})",
+            f"its {message}",
+        )
+        for found, message in (
+            ("metrics_version=0", "metrics_version is 0, expected a whole number from 1"),
+            ("groups={'test': None}", "groups is {'test': None}, expected a whole number from 1 by name"),
+            ("seeds=0.5", "seeds is 0.5, expected a whole number from 1"),
+            ("many_ranks='no'", "many_ranks is 'no', expected True or False"),
+        )
+    ),
+    (
+        "tasks",
+        "TaskPlugin(Odd, 1, problems='made:p', check='made:c', alphabet='made:a', check_s=float('inf'))",
+        "its check_s is inf, expected finite seconds above 0",
+    ),
+    ("objectives", "ObjectivePlugin(Odd, 1, each=0)", "its each is 0, expected a whole number from 1"),
     ("data", "shelf('boxes', num_examples=3)", "its like is 'boxes', allowed: text, task, chat, images, "),
 ]
 EXPECTED: dict[EntryPointGroup, Any] = {
@@ -680,6 +737,9 @@ EXPECTED: dict[EntryPointGroup, Any] = {
     "regimes": RegimePlugin,
     "trackers": TrackerPlugin,
     "data": (DataPlugin, DataKind),
+    "metrics": MetricPlugin,
+    "objectives": ObjectivePlugin,
+    "tasks": TaskPlugin,
 }
 
 
@@ -707,6 +767,19 @@ def test_a_component_that_cannot_work_is_left_out(
     found = gathered(group, f"{MADE}odd = {made}\n")
     assert not found.loaded and message in found.broken["odd"]
     assert found.broken["odd"].startswith("made cannot be used for it: ")
+
+
+def test_declared_numbers_of_other_libraries_are_numbers(gathered: Callable[..., Found[Any]]) -> None:
+    """And what the harness itself declares would be taken of a package."""
+    made = "LearnerPlugin(Odd, np.int64(2), reads=('gaussian',), family='made:F', groups={'a': np.int64(3)}, "
+    module = f"{MADE}import numpy as np\nodd = {made}seconds_per_example=np.float32(0.5))\n"
+    plugin = gathered("learners", module)["odd"]
+    assert (plugin.version, plugin.groups, plugin.seconds_per_example) == (2, {"a": 3}, 0.5)
+    assert {type(plugin.version), type(plugin.groups["a"])} == {int}
+    own = (components.LEARNERS, components.FILTERS, components.REGIMES, components.DATA_KINDS)
+    for group in (*own, components.TASKS, components.OBJECTIVES, components.METRICS, components.TRACKERS):
+        for item in group.loaded.values():
+            assert with_numbers(item.plugin) == item.plugin
 
 
 @pytest.mark.parametrize("name", ["../../../esc", "a.b", "_a", "a b", "", "a/b", "\u001b[2J", "é"])

@@ -2,26 +2,37 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import re
 import typing
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Generic, TypeVar, cast
 
+from pydantic import TypeAdapter, ValidationError
+
 from harness.errors import reason_of
 from harness.registry.blame import note_modules
-from harness.registry.places import check_places, with_whose
-from harness.registry.plugins import DataKind, EntryPointGroup, LearnerPlugin, TrackerPlugin
-from harness.section import DataSection, Section
+from harness.registry.places import check_places, plain, with_whose
+from harness.registry.plugins import Cost, DataKind, EntryPointGroup, LearnerPlugin, TrackerPlugin, Version
+from harness.section import DataSection, PositiveInt, Seconds, Section
 from harness.terminal import cut, nearest, shown
 
 P = TypeVar("P")
 Q = TypeVar("Q")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 """Of a kind: keys, columns, folders and lists of kinds have it."""
+_NUMBERS: Sequence[tuple[Any, str]] = (
+    (Version, "a whole number from 1"),
+    (PositiveInt, "a whole number from 1"),
+    (Cost, "seconds from 0 to 1e9"),
+    (Seconds, "finite seconds above 0"),
+    (bool, "True or False"),
+)
+"""Types of what components declare as numbers and truth values, with what is allowed, in words."""
 
 
 @dataclass(frozen=True)
@@ -149,6 +160,7 @@ def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> 
     if not isinstance(plugin, expected):
         names = [kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))]
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {' or a '.join(names)}")
+    plugin = with_numbers(plugin)
     if any("/" not in metric.name for metric in getattr(plugin, "metrics", ())):
         raise ValueError(f"the columns of {point.value} need names with a stroke, as text/rep_4")
     if isinstance(plugin, TrackerPlugin) and not plugin.write and plugin.tracker == TrackerPlugin.tracker:
@@ -179,6 +191,34 @@ def _check_section(point: EntryPoint, plugin: Any) -> None:
         raise TypeError(
             f"the section of {point.value} needs the field num_examples; None may be all there are"
         )
+
+
+def with_numbers(plugin: Any) -> Any:
+    """A component whose numbers and truth values (versions, costs, limits) are Python's own.
+
+    Raises:
+        TypeError: One is not what its field allows.
+    """
+    hints, told = typing.get_type_hints(type(plugin), include_extras=True), dict[str, Any]()
+    for item in dataclasses.fields(plugin):
+        hint, value = hints[item.name], plain(getattr(plugin, item.name))
+        inner = typing.get_args(hint)
+        for kind, allowed in _NUMBERS:
+            by_name = kind in inner and typing.get_origin(hint) is Mapping
+            or_function = kind in inner and not by_name
+            if (kind != hint and kind not in inner) or (or_function and callable(value)):
+                continue
+            wanted: Any = dict[str, kind] if by_name else kind  # type: ignore[valid-type]
+            value = (
+                {name: plain(each) for name, each in value.items()} if isinstance(value, Mapping) else value
+            )
+            try:
+                told[item.name] = TypeAdapter(wanted).validate_python(value, strict=True)
+            except ValidationError:
+                allowed += " by name" * by_name + ", or a function" * or_function
+                raise TypeError(f"its {item.name} is {shown(value)}, expected {allowed}") from None
+    changed = {name: value for name, value in told.items() if value is not getattr(plugin, name)}
+    return dataclasses.replace(plugin, **changed) if changed else plugin
 
 
 def has_field(section: type[Section], name: str) -> bool:

@@ -79,16 +79,16 @@ class _Code:
         if self._gives is None:
             return found
         try:
-            return self._gives.validate_python(_plain(found), strict=True)
+            return self._gives.validate_python(plain(found), strict=True)
         except ValidationError as error:
             wrong = error.errors()[0]["msg"].replace("Input", "it")
             raise PluginError(f"{self.whose} gives {shown(found)}: {wrong}") from None
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """A number of another library as Python's own, in a tuple too."""
     if isinstance(value, tuple):
-        return tuple(map(_plain, value))
+        return tuple(map(plain, value))
     return value.item() if isinstance(value, np.generic) else value
 
 

@@ -11,11 +11,14 @@ import numpy.typing as npt
 from pydantic import Field
 
 from harness.records import Examples, Part
-from harness.section import DataSection, HubItem, PositiveInt, Section
+from harness.section import DataSection, HubItem, PositiveInt, Seconds, Section
 
 Count = Annotated[int, Field(ge=0)]
 Passing = Annotated[float, Field(gt=0, le=1)]
-Cost = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Cost = Annotated[float, Field(ge=0, le=1e9, allow_inf_nan=False)]
+"""Seconds; 30 years of one example are a mistake, and sums of what is larger are no finite numbers."""
+Version = Annotated[int, Field(ge=1)]
+"""Part of keys as a whole number: what is none would be in them as the text that it is written as."""
 EntryPointGroup = Literal[
     "learners", "filters", "regimes", "data", "metrics", "objectives", "tasks", "trackers"
 ]
@@ -147,7 +150,7 @@ class FilterPlugin:
     """
 
     section: type[Section]
-    version: int
+    version: Version
     keep: Callable[[Any, Any, Any], npt.NDArray[np.bool_]] | str
     reads: Collection[str] = ()
     of: Literal["corpora", "training sets", "pools"] = "corpora"
@@ -195,7 +198,7 @@ class RegimePlugin:
     """
 
     rule: Callable[[Any, int, int], tuple[tuple[Part, ...], int | None]]
-    version: int
+    version: Version
     uses_ratio: bool = False
     pools: bool = True
     unseen: bool = False
@@ -285,7 +288,7 @@ class LearnerPlugin:
     """
 
     section: type[Section]
-    version: int
+    version: Version
     _: KW_ONLY
     reads: Sequence[str]
     family: str = ""
@@ -294,8 +297,8 @@ class LearnerPlugin:
     resolve: str = ""
     hub_items: str = ""
     metrics: Sequence[Metric] = ()
-    metrics_version: int = 1
-    groups: Mapping[str, int] = field(default_factory=dict)
+    metrics_version: Version = 1
+    groups: Mapping[str, Version] = field(default_factory=dict)
     headlines: Sequence[str] = ()
     evaluates: Collection[str] = ("examples", "ranges")
     names_examples: bool = False
@@ -305,7 +308,7 @@ class LearnerPlugin:
     zero_stage: Callable[[Any], int | None] = lambda config: config.resources.zero_stage
     extra: str = ""
     modules: Sequence[str] = ()
-    seconds_per_example: float | Callable[[int], Cost] = 1e-6
+    seconds_per_example: Cost | Callable[[int], Cost] = 1e-6
     least_numbers: Callable[[Any, FitSize], Count] = lambda section, size: 0
     turn_seconds: Callable[[Any], Cost] | None = None
     reads_pools_anew: Callable[[Any], bool] = lambda section: False
@@ -314,7 +317,7 @@ class LearnerPlugin:
     check: Callable[[Any], None] = lambda config: None
     stands_for: Callable[[Any], tuple[Mapping[str, Any], str]] = lambda section: ({}, "")
     example: Mapping[str, Any] = field(default_factory=dict)
-    seeds: int = 20
+    seeds: PositiveInt = 20
 
 
 @dataclass(frozen=True)
@@ -330,7 +333,7 @@ class MetricPlugin:
     """
 
     metrics: Sequence[Metric]
-    version: int
+    version: Version
     measure: Callable[[Examples, Known], Mapping[str, float]] | str
     reads: Collection[str] = ()
 
@@ -361,7 +364,7 @@ class DataKind:
     prepare: str
     load: str
     sources: Sequence[str] = ()
-    version: int = 1
+    version: Version = 1
     like: str = ""
     asked: Sequence[str] = ()
     places: Sequence[str] = ()
@@ -407,14 +410,14 @@ class TaskPlugin:
     """
 
     section: type[Section]
-    version: int
+    version: Version
     _: KW_ONLY
     problems: str
     check: str
     alphabet: str
     answer: str = ""
     lengths: Callable[[Any], tuple[PositiveInt, PositiveInt] | None] = lambda section: None
-    check_s: float = 1.0
+    check_s: Seconds = 1.0
     solutions: bool = True
 
 
@@ -433,12 +436,12 @@ class ObjectivePlugin:
     """
 
     section: type[Section]
-    version: int
+    version: Version
     loss: str = ""
     _: KW_ONLY
     chooses: str = ""
     reference: Callable[[Any], Literal["initial", "previous"] | None] = lambda section: None
-    each: int = 1
+    each: PositiveInt = 1
 
 
 @dataclass(frozen=True)

@@ -57,9 +57,15 @@ class ConfigError(InputError):
     """A configuration is wrong; carries every problem that was found."""
 
     def __init__(self, problems: Sequence[InputProblem]) -> None:
-        """Keep the problems and join them, one to a line."""
-        self.problems = tuple(problems)
-        super().__init__("\n".join(str(problem) for problem in problems))
+        """Keep the problems and join them, one to a line.
+
+        Those without a line come first, then those of each file by line.
+        """
+        places = list(dict.fromkeys(problem.where for problem in problems if problem.line is not None))
+        self.problems = tuple(
+            sorted(problems, key=lambda p: (0, 0) if p.line is None else (1 + places.index(p.where), p.line))
+        )
+        super().__init__("\n".join(str(problem) for problem in self.problems))
 
 
 class PluginError(InputError):

@@ -17,12 +17,12 @@ from typing import Any
 from harness.cells import cell_spec, is_bundled, lineage_of, with_populations
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
 from harness.config.claimed import check_claims
-from harness.config.grid import Cell, Study, expand, find_cells, resolve_sources
+from harness.config.grid import Cell, Study, find_cells, resolve_sources
 from harness.config.load import load_file
 from harness.config.naming import cell_name
 from harness.config.schema import Config, data_kind
 from harness.config.source import Source
-from harness.data.noted import Notes, held, notes_of
+from harness.data.noted import Notes, expanded, notes_of
 from harness.data.packing import corpus_science, other_science, write_other
 from harness.data.real import PreparedData, RealData
 from harness.errors import DataError, InputError
@@ -133,8 +133,7 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     Raises:
         InputError: Anything the user gave is wrong.
     """
-    source = load_file(path, assignments)
-    study = expand(source, held(store.root, source.data.get("experiment")))
+    study = expanded(load_file(path, assignments), store.root)
     check_claims(study)
     check_columns(study)
     _check_libraries(study)

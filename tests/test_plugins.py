@@ -6,6 +6,7 @@ import ast
 import csv
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -70,6 +71,8 @@ STUDY: dict[str, Any] = {
     },
     "tracking": {"wandb": "disabled", "trackers": ["files"]},
 }
+
+OF = "collapse-plugin 0.3.0"
 
 
 @pytest.fixture(scope="module")
@@ -597,6 +600,65 @@ def test_a_list_names_what_is_left_out(tmp_path: Path) -> None:
             "every is left out: package cannot be used for it: ImportError: it imports what needs all kinds"
         )
         assert (left in done.stderr) != found
+
+
+def test_what_a_package_prints_is_no_answer(tmp_path: Path) -> None:
+    """When it is gathered, and when what it names is imported."""
+    module = f"print('hello')\n{MADE}odd = shelf('array', num_examples=20)\n"
+    module = module.replace("made:", "made_later:")
+    folder = given(tmp_path / "site", "made", "[harness.data]\nodd = made:odd\n", module)
+    later = """
+from harness.data.analytic import Distribution
+from harness.data.real import PreparedData
+print("good morning")
+class l(Distribution):
+    def __init__(self, config, folder=None):
+        super().__init__(config)
+        self.width = 1
+    def draw(self, streams, count):
+        return streams("").normal(size=(count, 1))
+def p(config, room):
+    return PreparedData({"a": 1}, l(config), {})
+"""
+    (folder / "made_later.py").write_text(later)
+    path = tmp_path / "odd.yaml"
+    path.write_text(yaml.safe_dump({**GAUSSIAN, "data": {"source": "odd"}}))
+    done = harness("list", "data", "--json", path=[folder])
+    assert any("odd" in row.values() for row in json.loads(done.stdout)) and done.stderr == "hello\n"
+    done = harness("plan", path, "--root", tmp_path / "root", "--json", path=[folder])
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["chains"] and "hello\ngood morning\n" in done.stderr
+
+
+def test_a_package_that_is_gone_is_named(site: Path, config: Path, tmp_path: Path) -> None:
+    """Where the store has the study, in the order of lines; which is every message's."""
+    root, one = tmp_path / "root", ("--set", "grid={seed: [0]}", "--set", "regime={kind: two_latest}")
+    study = {**STUDY, "data": {"source": "box", "num_examples": 40}, "generations": 1}
+    config.write_text(yaml.safe_dump(study, sort_keys=False))
+    before = harness("plan", config, "--root", root)
+    assert before.returncode == 2 and "need it installed" in before.stderr
+    done = harness("run", config, "--root", root, *one, path=[site])
+    assert done.returncode == 0, done.stderr
+    known = json.loads((root / "experiments" / "added" / "packages.json").read_text())
+    assert known == dict.fromkeys(("box", "laplace", "every", "spread", "two_latest", "files"), OF)
+    for command in ("plan", "report"):
+        done = harness(command, config, "--root", root)
+        assert done.returncode == 2 and re.findall(r"yaml:(\d+)", done.stderr) == ["3", "5", "8"]
+        for line, kind in zip(done.stderr.splitlines(), ("box", "laplace", "every"), strict=True):
+            assert (
+                f": found '{kind}', which the package {OF} added when this study was run here, and " in line
+            )
+    other = tmp_path / "other.yaml"
+    for part, kind in (
+        ({"grid": {"regime": [{"kind": "two_latest"}]}}, "two_latest"),
+        ({"evaluate": {"metrics": ["spread"]}}, "spread"),
+        ({"tracking": {"trackers": ["files"]}}, "files"),
+    ):
+        other.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {}, "experiment": "added", **part}))
+        done = harness("plan", other, "--root", root)
+        assert done.returncode == 2 and f"found '{kind}', which the package {OF} added" in done.stderr
+    (root / "experiments" / "added" / "packages.json").write_text("[")
+    assert harness("plan", config, "--root", root).stderr == before.stderr
 
 
 @pytest.mark.parametrize(("entry_points", "module", "message"), BROKEN, ids=range(len(BROKEN)))

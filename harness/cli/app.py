@@ -116,19 +116,17 @@ def prepare(config: Path, assignments: list[str] | None, root: Path, scratch: st
 
 
 def expanded(config: Path, assignments: Sequence[str] | None, root: Path | None = None) -> Study:
-    """The study's cells, without its data; the store is asked only what files that are gone have held.
+    """The study's cells, without its data; the store is asked only what it knows of what is gone.
 
     Args:
         config: Its file.
         assignments: ``--set`` items.
         root: The store; the usual one where a command takes none.
     """
-    from harness.config.grid import expand
     from harness.config.load import load_file
-    from harness.data.noted import held
+    from harness.data import noted
 
-    source = load_file(config, tuple(assignments or ()))
-    return expand(source, held(root or usual_root(), source.data.get("experiment")))
+    return noted.expanded(load_file(config, tuple(assignments or ())), root or usual_root())
 
 
 def usual_root() -> Path:

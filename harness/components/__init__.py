@@ -40,6 +40,7 @@ from harness.registry import (
     TrackerPlugin,
     gather,
     has_field,
+    packages_of,
     releases,
 )
 from harness.terminal import shown
@@ -128,8 +129,11 @@ TRACKERS = gather(
         ),
     },
 )
-PACKAGES = releases(LEARNERS, FILTERS, REGIMES, _DATA, TASKS, OBJECTIVES, METRICS, TRACKERS)
+_ALL = (LEARNERS, FILTERS, REGIMES, _DATA, TASKS, OBJECTIVES, METRICS, TRACKERS)
+PACKAGES = releases(*_ALL)
 """Packages that add to the harness here, with their versions."""
+ADDED = packages_of(*_ALL)
+"""Kind to the package that adds it here, with its version."""
 
 
 def readable(kind: str, reads: Collection[str]) -> bool:

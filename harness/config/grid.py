@@ -82,7 +82,7 @@ def expand(source: Source, held: Callable[[str], bool] = lambda name: False) -> 
     Args:
         source: The file.
         held: Whether a name is that of a file or folder that is gone, and of which a store knows what it held
-            (`harness.data.noted.held`).
+            (`harness.data.noted.Notes.gone`).
 
     Raises:
         ConfigError: Anything in it is wrong; nothing has been started or written.

@@ -147,8 +147,7 @@ def _problems(
             message += _of_parts(places)
         if message not in messages.setdefault(path, []):
             messages[path].append(message)
-    problems = [source.placed(path, "; or ".join(found), places) for path, found in messages.items()]
-    return sorted(problems, key=lambda problem: problem.line or 0)
+    return [source.placed(path, "; or ".join(found), places) for path, found in messages.items()]
 
 
 def _of_parts(places: Mapping[str, str]) -> str:

@@ -11,13 +11,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeGuard
 
 from harness import terminal
 from harness.components import DATA, DATA_KINDS
+from harness.config.grid import Study, expand
 from harness.config.schema.run import NAME
+from harness.config.source import Source
 from harness.errors import DamagedError
 from harness.files import read_json, write_json
+from harness.registry.earlier import naming_packages
 from harness.science import key_of
 from harness.section import HUB
 from harness.terminal import shown
@@ -123,9 +126,27 @@ def held(root: Path, experiment: Any) -> Callable[[str], bool]:
         root: The store.
         experiment: The study's name as its file has it, whatever that is.
     """
-    if not (isinstance(experiment, str) and re.match(NAME, experiment)):  # refused later, with why
-        return lambda name: False
-    return Notes(notes_of(root, experiment)).gone
+    return Notes(notes_of(root, experiment)).gone if _may_be_named(experiment) else lambda name: False
+
+
+def expanded(source: Source, root: Path) -> Study:
+    """The cells of a study (`harness.config.grid.expand`).
+
+    The store is asked what it knows of files that are gone, and of packages that are.
+
+    Args:
+        source: The study's file.
+        root: The store.
+    """
+    experiment = source.data.get("experiment")
+    folder = notes_of(root, experiment).parent if _may_be_named(experiment) else None
+    with naming_packages(folder):
+        return expand(source, held(root, experiment))
+
+
+def _may_be_named(experiment: Any) -> TypeGuard[str]:
+    """Whether a study may have a name; another one is refused later, with why."""
+    return isinstance(experiment, str) and re.match(NAME, experiment) is not None
 
 
 def notes_of(root: Path, experiment: str) -> Path:

@@ -14,7 +14,7 @@ computes, so that two packages never mean two things by one key.
 
 from __future__ import annotations
 
-from harness.registry.gathering import Found, Loaded, check_names, gather, has_field, releases
+from harness.registry.gathering import Found, Loaded, check_names, gather, has_field, packages_of, releases
 from harness.registry.places import named
 from harness.registry.plugins import (
     NUMBERS,
@@ -56,5 +56,6 @@ __all__ = [
     "moments_numbers",
     "moments_seconds",
     "named",
+    "packages_of",
     "releases",
 ]

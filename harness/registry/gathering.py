@@ -16,7 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import reason_of
 from harness.registry.blame import note_modules
-from harness.registry.places import check_places, plain, with_whose
+from harness.registry.places import check_places, plain, prints_aside, with_whose
 from harness.registry.plugins import Cost, DataKind, EntryPointGroup, LearnerPlugin, TrackerPlugin, Version
 from harness.section import DataSection, PositiveInt, Seconds, Section
 from harness.terminal import cut, nearest, shown
@@ -156,7 +156,8 @@ def _package(point: EntryPoint) -> str:
 
 def _checked(point: EntryPoint, expected: type[Any] | tuple[type[Any], ...]) -> Any:
     """The object of an entry point, if it is what its group is for and answers to its name there."""
-    plugin = point.load()
+    with prints_aside():
+        plugin = point.load()
     if not isinstance(plugin, expected):
         names = [kind.__name__ for kind in (expected if isinstance(expected, tuple) else (expected,))]
         raise TypeError(f"{point.value} is a {type(plugin).__name__}, not a {' or a '.join(names)}")
@@ -274,3 +275,8 @@ def check_names(names: tuple[str, ...], found: Found[Any]) -> tuple[str, ...]:
 def releases(*found: Found[Any]) -> dict[str, str]:
     """The packages that components come from, with their versions, for provenance."""
     return {item.package: item.release for group in found for item in group.added.values()}
+
+
+def packages_of(*found: Found[Any]) -> dict[str, str]:
+    """Kind to the package that adds it, with its version."""
+    return {kind: f"{item.package} {item.release}" for group in found for kind, item in group.added.items()}

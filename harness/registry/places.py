@@ -10,8 +10,10 @@ import dataclasses
 import functools
 import inspect
 import re
+import sys
 import traceback
 from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
 from copy import copy
 from importlib import import_module
 from importlib.util import find_spec
@@ -151,7 +153,8 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
         return _found(place)
     whose = place.whose
     try:
-        found = place.code if isinstance(place, _Code) else _found(place)
+        with prints_aside():
+            found = place.code if isinstance(place, _Code) else _found(place)
     except (Exception, SystemExit) as error:  # whatever somebody else's module raises when it is imported
         if hasattr(error, "ray_terminate_msg"):  # Ray ends the process
             raise
@@ -160,6 +163,15 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
     if wrong := _mismatch(found, kind):
         raise PluginError(f"{whose} {wrong}")
     return place if isinstance(place, _Code) else _Code(found, whose)
+
+
+def prints_aside() -> AbstractContextManager[Any]:
+    """While a package's modules are imported, what they print goes to standard error.
+
+    Standard output is what a command answers, as JSON too. What C code or another process writes to the file
+    descriptor itself does not come by here: to turn that aside would turn aside what other threads write.
+    """
+    return redirect_stdout(sys.stderr)
 
 
 def _functions(plugin: Any) -> dict[str, Any]:

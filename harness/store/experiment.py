@@ -18,8 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from harness.components import ADDED
 from harness.errors import DamagedError, StoreError
 from harness.files import dump_json, link_once, read_json, sync_file, write_atomic, write_json
+from harness.registry import earlier
 from harness.science import key_of
 from harness.terminal import listed, visible
 
@@ -71,6 +73,7 @@ class Experiment:
         for name in ("logs", "progress", "parts"):
             (self.path / name).mkdir(parents=True, exist_ok=True)
         write_json(self.path / "config.json", config)
+        earlier.note(self.path, config, ADDED)
         self._declare(config)
         part = dump_json(list(chains))
         write_atomic(self.path / "parts" / f"{hashlib.sha256(part).hexdigest()[:16]}.json", part)

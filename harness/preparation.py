@@ -17,7 +17,7 @@ from harness.config.schema import Config, Data, data_kind
 from harness.data.noted import Notes
 from harness.data.packing import corpus_science, other_science, read_other
 from harness.data.real import ExternalCorpus, Kept, PreparedData, RealData
-from harness.errors import DamagedError, PluginError
+from harness.errors import DamagedError, DataError
 from harness.records import Examples
 from harness.registry import named
 from harness.science import DataSpec, blank, key_of
@@ -238,6 +238,7 @@ def load_data(spec: DataSpec, store: Store) -> RealData:
 
     Raises:
         DamagedError: Their folder is not there, or is damaged.
+        DataError: A package's code gives something else.
     """
     folder = None if spec.folder is None else store.path("data", spec.folder)
     if spec.folder is not None and not store.sound("data", spec.folder):
@@ -249,8 +250,7 @@ def load_data(spec: DataSpec, store: Store) -> RealData:
     return real
 
 
-def _no_data(kind: str, field: str, found: Any, expected: str) -> PluginError:
+def _no_data(kind: str, field: str, found: Any, expected: str) -> DataError:
     package = DATA_KINDS.loaded[kind].package
-    return PluginError(
-        f"data {kind} of the package {package}: {field} gives {shown(found)}, expected {expected}"
-    )
+    what = f"data {kind} of the package {package}: {field}"
+    return DataError(f"data.source: {what} gives {shown(found)}, expected {expected}")

@@ -16,6 +16,7 @@ from typing import Any
 
 from harness.cells import cell_spec, is_bundled, lineage_of, with_populations
 from harness.components import DATA_KINDS, FILTERS, LEARNERS, REGIMES, TRACKERS
+from harness.config.asking import placed
 from harness.config.claimed import check_claims
 from harness.config.grid import Cell, Study, find_cells, resolve_sources
 from harness.config.load import load_file
@@ -138,10 +139,11 @@ def prepare_study(path: Path, assignments: tuple[str, ...], store: Store, scratc
     check_columns(study)
     _check_libraries(study)
     try:
-        study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
-        notes = Notes(notes_of(store.root, study.base.experiment))
-        prepared = _resolve(study, DataOf(store, scratch, notes), TextsOf(store, notes))
-        notes.tell()
+        with placed(study.source):
+            study = replace(study, cells=tuple(_settled(study.source, cell) for cell in study.cells))
+            notes = Notes(notes_of(store.root, study.base.experiment))
+            prepared = _resolve(study, DataOf(store, scratch, notes), TextsOf(store, notes))
+            notes.tell()
         return prepared
     except DataError as error:
         raise study.source.located(error) from None

@@ -187,8 +187,9 @@ def test_what_a_package_adds_runs_like_what_is_built_in(site: Path, config: Path
     # The package is gone: what it computed is not shown under another name, and nothing is computed.
     gone = harness("run", config, "--root", tmp_path / "bundled")
     assert gone.returncode == 2
-    assert f"{config}:6: learner: found 'laplace', allowed: language_model, " in gone.stderr
-    assert "filters.0: found 'every', allowed: " in gone.stderr
+    was = f"which the package {OF} added when this study was run here, and nothing adds now; allowed: "
+    assert f"{config}:6: learner: found 'laplace', {was}language_model, " in gone.stderr
+    assert f"filters.0: found 'every', {was}" in gone.stderr
 
 
 @pytest.mark.ray
@@ -385,8 +386,11 @@ def test_what_a_kind_of_data_prepares_is_looked_at(
     path = shelf(tmp_path / "site", 1)
     code = f"from harness.data.real import PreparedData\ndef prepared(config, room): return {gives}\n"
     (path / "shelf_rows.py").write_text(code)
-    done = harness("plan", make_config({**GAUSSIAN, "data": {"source": "shelf"}}), path=[path])
-    assert done.returncode == 2 and done.stderr == f"error: data shelf of the package shelf: {message}\n"
+    config = make_config({**GAUSSIAN, "data": {"source": "shelf"}})
+    at = f"{config}:{config.read_text().splitlines().index('  source: shelf') + 1}: data.source"
+    done = harness("plan", config, path=[path])
+    assert done.returncode == 2
+    assert done.stderr == f"error: {at}: data shelf of the package shelf: {message}\n"
 
 
 def test_finite_data_of_a_package_are_shared_by_seeds(make_config: Make, tmp_path: Path) -> None:
@@ -986,20 +990,24 @@ def test_commands_name_the_component_whose_code_is_not_there(tmp_path: Path, mak
     }
     module = MADE + "".join(f"{group} = {made}\n" for group, made in parts.items())
     points = "".join(f"[harness.{group}]\nodd = made:{group}\n" for group in parts)
-    folder = given(tmp_path / "site", "made", points, module)
+    folder, made = given(tmp_path / "site", "made", points, module), "odd of the package made:"
     for command, setting, message in (
-        ("plan", "data={source: odd}", "data odd of the package made: prepare 'made:p' cannot be used: Attr"),
-        ("run", "learner={kind: odd}", "learner odd of the package made: family 'made:Fam' cannot be used: "),
-        ("run", "tracking.trackers=[odd]", "tracker odd of the package made: tracker 'made:Tracker' cannot "),
+        ("plan", "data={source: odd}", f"data.source: data {made} prepare 'made:p' cannot be used: Attr"),
+        ("run", "learner={kind: odd}", f"learner.kind: learner {made} family 'made:Fam' cannot be used: "),
+        (
+            "run",
+            "tracking.trackers=[odd]",
+            f"tracking.trackers.0: tracker {made} tracker 'made:Tracker' cannot ",
+        ),
         (
             "sync",
             "tracking.trackers=[odd]",
-            "tracker odd of the package made: tracker 'made:Tracker' cannot ",
+            f"tracking.trackers.0: tracker {made} tracker 'made:Tracker' cannot ",
         ),
     ):
         options = ("--root", tmp_path / "root", "--set", setting, "--set", "resources.bundled=true")
         done = harness(command, make_config(GAUSSIAN), *options, path=[folder])
-        assert done.returncode == 2 and done.stderr.startswith(f"error: {message}"), done.stderr
+        assert done.returncode == 2 and done.stderr.startswith(f"error: --set: {message}"), done.stderr
 
 
 def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_path: Path) -> None:
@@ -1018,7 +1026,12 @@ def test_a_package_cannot_take_a_name_that_exists(site: Path, config: Path, tmp_
 @pytest.mark.parametrize(
     ("rule", "message"),
     [
-        ("1 / 0", "the package odd (odd.py, line 4): ZeroDivisionError: division by zero (details: "),
+        (
+            "1 / 0",
+            "odd.yaml:11: regime.kind: the rule of odd (odd) raises ZeroDivisionError: division by zero "
+            "(odd.py, line 4) (details: ",
+        ),
+        ("int('x')", "regime.kind: the rule of odd (odd) raises ValueError: invalid literal for int()"),
         ("7", "regime.kind: the rule of odd (odd) gives 7 for generation 1, expected a tuple of parts"),
         (
             "((3,), None)",
@@ -1037,6 +1050,137 @@ def test_a_regime_that_fails_is_named(tmp_path: Path, rule: str, message: str) -
     path.write_text(yaml.safe_dump({**GAUSSIAN, "regime": {"kind": "odd"}}))
     done = harness("plan", path, "--root", tmp_path / "root", path=[folder])
     assert done.returncode != 0 and message in done.stderr and "defect" not in done.stderr, done.stderr
+
+
+ASKED = """
+import sys
+from typing import Literal
+from harness.registry import DataKind, FilterPlugin, LearnerPlugin, MetricPlugin, Metric, RegimePlugin
+from harness.section import DataSection, Section
+class Model(Section):
+    kind: Literal["model"]
+class Pass(Section):
+    kind: Literal["pass"]
+class Shelf(DataSection):
+    source: Literal["shelf"]
+    num_examples: int = 20
+    resample: bool = False
+def fails(*asked):
+    raise KeyError("mine")
+def verdict(*asked):
+    raise ValueError("too many of them")
+def asserts(*asked):
+    assert False
+def leaves(*asked):
+    sys.exit("no licence")
+def gives(*asked):
+    return 7
+def rule(regime, n, generation):
+    return fails()
+MODEL = dict(version=1, family="asked:Family", reads=("gaussian", "shelf"))
+"""
+
+
+ASKED_FOR = {
+    "model": ("learners", "LearnerPlugin(Model, {}, **MODEL)"),
+    "pass": ("filters", "FilterPlugin(Pass, 1, fails, {})"),
+    "every": ("regimes", "RegimePlugin({}, 1)"),
+    "shelf": (
+        "data",
+        "DataKind(Shelf, prepare='asked:{}', load='asked:fails', sources=('shelf',), like='array')",
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("kind", "given_as", "said"),
+    [
+        (
+            "model",
+            "check=fails",
+            "3: learner.kind: the check of model (asked) raises KeyError: 'mine' (asked.py",
+        ),
+        (
+            "model",
+            "check=asserts",
+            "3: learner.kind: the check of model (asked) raises AssertionError (asked.py",
+        ),
+        ("model", "check=verdict", "3: learner: too many of them\n"),
+        (
+            "model",
+            "seconds_per_example=fails",
+            "3: learner.kind: the seconds_per_example of model (asked) raises",
+        ),
+        (
+            "model",
+            "seconds_per_example=lambda width: float('nan')",
+            "3: learner.kind: learner model of the package asked: seconds_per_example gives nan: it should",
+        ),
+        (
+            "model",
+            "least_numbers=fails",
+            "3: learner.kind: the least_numbers of model (asked) raises KeyError",
+        ),
+        (
+            "model",
+            "reads_pools_anew=fails",
+            "3: learner.kind: the reads_pools_anew of model (asked) raises KeyE",
+        ),
+        (
+            "pass",
+            "check=fails",
+            "4: filters.1.kind: the check of pass (asked) raises KeyError: 'mine' (asked.py",
+        ),
+        ("pass", "check=verdict", "4: filters.1: too many of them\n"),
+        (
+            "pass",
+            "reference=fails",
+            "4: filters.1.kind: the reference of pass (asked) raises KeyError: 'mine' (asked",
+        ),
+        (
+            "pass",
+            "neutral=leaves",
+            "4: filters.1.kind: the neutral of pass (asked) raises SystemExit: no licence",
+        ),
+        (
+            "every",
+            "rule",
+            "5: regime.kind: the rule of every (asked) raises KeyError: 'mine' (asked.py, line 15)",
+        ),
+        ("every", "lambda *asked: 7", "5: regime.kind: the rule of every (asked) gives 7 for generation 1"),
+        (
+            "shelf",
+            "fails",
+            "2: data.source: the prepare 'asked:fails' of shelf (asked) raises KeyError: 'mine'",
+        ),
+        (
+            "shelf",
+            "nothing",
+            "2: data.source: data shelf of the package asked: prepare 'asked:nothing' cannot be used: Attri",
+        ),
+        ("shelf", "gives", "2: data.source: data shelf of the package asked: prepare gives 7, expected "),
+    ],
+)
+def test_what_fails_in_a_plan_is_told_at_its_line(
+    tmp_path: Path, kind: str, given_as: str, said: str
+) -> None:
+    """Of functions of all kinds, and on an axis too."""
+    group, made = ASKED_FOR[kind]
+    module = f"{ASKED}made = {made.format(given_as)}\n"
+    folder = given(tmp_path / "site", "asked", f"[harness.{group}]\n{kind} = asked:made\n", module)
+    filters = "{kind: verifier, score: log_density, at_least: -50}, {kind: pass}"
+    lines = {
+        "experiment": "asked",
+        "data": f"{{source: {'shelf' if kind == 'shelf' else 'gaussian'}, num_examples: 20}}",
+        "learner": f"{{kind: {'model' if kind == 'model' else 'gaussian'}}}",
+        "filters": f"[{filters if kind == 'pass' else ''}]",
+        "grid": f"{{{'regime: [{kind: every}]' if kind == 'every' else 'seed: [0]'}}}",
+        "tracking": "{wandb: disabled}",
+    }
+    path = tmp_path / "study.yaml"
+    path.write_text("".join(f"{field}: {value}\n" for field, value in lines.items()))
+    done = harness("plan", path, "--root", tmp_path / "root", path=[folder])
+    assert done.returncode == 2 and f"error: {path}:{said}" in done.stderr, done.stderr
 
 
 @pytest.mark.ray

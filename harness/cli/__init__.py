@@ -45,7 +45,8 @@ def main() -> None:
     try:
         app()
     except InputError as error:
-        terminal.show(f"error: {error}", sys.stderr)
+        details = f" (details: {_details()})" if _is_code(error.__cause__) else ""
+        terminal.show(f"error: {error}{details}", sys.stderr)
         raise SystemExit(EXIT_INPUT) from None
     except HarnessError as error:
         terminal.show(f"error: {error}", sys.stderr)
@@ -97,15 +98,29 @@ def _extra_with(module: str) -> str:
 
 def _defect(error: Exception) -> NoReturn:
     """Something that should not happen, by the harness or by a package; the details go to a file."""
+    from harness.registry.blame import culprit
+
+    whose = culprit(error) or "this is a defect of the harness"
+    terminal.show(f"error: {whose}: {type(error).__name__}: {error} (details: {_details()})", sys.stderr)
+    raise SystemExit(EXIT_FAILED) from None
+
+
+def _is_code(cause: BaseException | None) -> bool:
+    """Whether what an error comes from is a defect of a package's code, of which there are lines to read."""
+    if cause is None:
+        return False
+    from harness.registry.blame import culprit
+
+    return _is_code(cause.__cause__) if isinstance(cause, HarnessError) else bool(culprit(cause))
+
+
+def _details() -> Path:
+    """The file that the error in hand is written to, with every line of code that it has come by."""
     path = Path(
         tempfile.mkstemp(prefix="harness-error-", suffix=".log", dir=os.environ.get("HARNESS_ERRORS"))[1]
     )
     path.write_text(traceback.format_exc(), encoding="utf-8")
-    from harness.registry.blame import culprit
-
-    whose = culprit(error) or "this is a defect of the harness"
-    terminal.show(f"error: {whose}: {type(error).__name__}: {error} (details: {path})", sys.stderr)
-    raise SystemExit(EXIT_FAILED) from None
+    return path
 
 
 __all__ = ["app", "main"]

@@ -15,7 +15,7 @@ from typing import Any, get_args
 
 from harness.errors import DataError
 from harness.records import REAL, DrawKind, Part
-from harness.registry import RegimePlugin
+from harness.registry import RegimePlugin, no_verdict
 from harness.terminal import shown
 
 USUAL = 1_000_000
@@ -101,11 +101,13 @@ def ruled(regime: Any, n: int, generation: int) -> tuple[tuple[Part, ...], int |
 
     Raises:
         DataError: A package's rule gives something else.
+        PluginError: It raises what in a section's validator would be what is wrong with the study.
     """
     from harness.components import REGIMES
 
     component = REGIMES.loaded[regime.kind]
-    found = component.plugin.rule(regime, n, generation)
+    with no_verdict(ValueError, AssertionError):
+        found = component.plugin.rule(regime, n, generation)
     if not component.package:
         return found
     expected = "a tuple of parts, and a number of examples or None"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from harness import terminal
+from harness.config.asking import planning
 from harness.config.schema import Config, Tracking
 from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
@@ -98,6 +99,7 @@ def describe_chains(prepared: Prepared) -> list[dict[str, Any]]:
     ]
 
 
+@planning
 def check_this_machine(prepared: Prepared) -> None:
     """Refuse what this machine has too few CPUs or too little memory for, before anything starts.
 
@@ -136,6 +138,7 @@ def _told(experiment: Experiment, others: Others, tracking: Tracking) -> list[st
     ]
 
 
+@planning
 def run_study(
     prepared: Prepared,
     root: Path,

@@ -15,10 +15,11 @@ from typing import Any, TypeGuard
 
 from harness import terminal
 from harness.components import DATA, DATA_KINDS
+from harness.config.asking import placed
 from harness.config.grid import Study, expand
 from harness.config.schema.run import NAME
 from harness.config.source import Source
-from harness.errors import DamagedError
+from harness.errors import DamagedError, DataError
 from harness.files import read_json, write_json
 from harness.registry.earlier import naming_packages
 from harness.science import key_of
@@ -140,8 +141,11 @@ def expanded(source: Source, root: Path) -> Study:
     """
     experiment = source.data.get("experiment")
     folder = notes_of(root, experiment).parent if _may_be_named(experiment) else None
-    with naming_packages(folder):
-        return expand(source, held(root, experiment))
+    try:
+        with naming_packages(folder), placed(source):
+            return expand(source, held(root, experiment))
+    except DataError as error:  # of a package's rule, which is asked what a regime reads
+        raise source.located(error) from None
 
 
 def _may_be_named(experiment: Any) -> TypeGuard[str]:

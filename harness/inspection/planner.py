@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, cast
 
+from harness.config.asking import planning
 from harness.coordinator.scheduler import Capacity, Shape, at_once
 from harness.coordinator.shapes import held_back, shapes_of, turns_of
 from harness.coordinator.simulate import simulate
@@ -53,6 +54,7 @@ class PlanSummary:
     """Bundled chains that the store has up to an earlier generation, and that are run from the start."""
 
 
+@planning
 def plan(prepared: Prepared, store: Store, machines: Sequence[Capacity]) -> PlanSummary:
     """The plan of a grid on some machines; reads the store, writes nothing.
 

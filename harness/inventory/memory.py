@@ -10,6 +10,7 @@ from typing import Any
 
 from harness.compiler import FIELD, missing
 from harness.components import LEARNERS
+from harness.config.asking import planning
 from harness.errors import ResourceError
 from harness.imports import is_installed
 from harness.learners.language_model.needs import memory_needed
@@ -28,6 +29,7 @@ def has_gpus() -> bool:
     return any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/kfd").exists()
 
 
+@planning
 def check_memory(prepared: Prepared, gpus: bool, limit: int | None = None, nodes: int = 1) -> None:
     """Compare what each cell takes at least with a machine's memory.
 

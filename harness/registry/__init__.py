@@ -15,7 +15,7 @@ computes, so that two packages never mean two things by one key.
 from __future__ import annotations
 
 from harness.registry.gathering import Found, Loaded, check_names, gather, has_field, packages_of, releases
-from harness.registry.places import named
+from harness.registry.places import named, no_verdict
 from harness.registry.plugins import (
     NUMBERS,
     DataKind,
@@ -56,6 +56,7 @@ __all__ = [
     "moments_numbers",
     "moments_seconds",
     "named",
+    "no_verdict",
     "packages_of",
     "releases",
 ]

@@ -21,10 +21,16 @@ def culprit(error: BaseException) -> str:
     Args:
         error: As it was caught, with its traceback.
     """
+    package, line = culprits_line(error)
+    return f"the package {package} ({line})" if package else ""
+
+
+def culprits_line(error: BaseException) -> tuple[str, str]:
+    """The package whose code raised an error, or called what did, and its line; both empty where none did."""
     adding, others = set(_MODULES.values()), packages_distributions() if _MODULES else {}
     for frame, line in reversed(list(traceback.walk_tb(error.__traceback__))):
         module = str(frame.f_globals.get("__name__", "")).partition(".")[0]
         found = [_MODULES[module]] if module in _MODULES else adding.intersection(others.get(module, ()))
         for package in found:
-            return f"the package {package} ({Path(frame.f_code.co_filename).name}, line {line})"
-    return ""
+            return package, f"{Path(frame.f_code.co_filename).name}, line {line}"
+    return "", ""

@@ -139,7 +139,7 @@ def gather(
             )
             continue
         note_modules(package, point.module)
-        plugin = with_whose(plugin, f"{group.removesuffix('s')} {point.name} of the package {package}")
+        plugin = with_whose(plugin, group, point.name, package)
         found.loaded[point.name] = Loaded(plugin, package, point.dist.version if point.dist else "")
     return found
 

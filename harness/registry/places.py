@@ -12,9 +12,10 @@ import inspect
 import re
 import sys
 import traceback
-from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, redirect_stdout
 from copy import copy
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -24,7 +25,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from harness.errors import PluginError, reason_of
-from harness.terminal import cut, shown
+from harness.registry.blame import culprits_line
+from harness.terminal import cut, shown, visible
 
 PLACES = (
     *("family", "learner", "settle", "resolve", "hub_items", "theory", "whole"),
@@ -36,14 +38,42 @@ PLACES = (
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 
 
+class Whose(str):
+    """A field of a package's component, in words.
+
+    Attributes:
+        group: The group of the component.
+        kind: Its kind.
+        short: It, as what a study has asked for: ``the rule of odd (package)``.
+    """
+
+    group: str
+    kind: str
+    short: str
+
+    @classmethod
+    def of(cls, group: str, kind: str, package: str, field: str) -> Whose:
+        """What it is of.
+
+        Args:
+            group: The group, as entry points name it.
+            kind: The kind.
+            package: The package.
+            field: The component's field, and the place that it names.
+        """
+        found = cls(f"{group.removesuffix('s')} {kind} of the package {package}: {field}")
+        found.group, found.kind, found.short = group, kind, f"the {field} of {kind} ({package})"
+        return found
+
+
 class _Place(str):
     """A place that a package's component names.
 
     Attributes:
-        whose: The component, its package, its field and the place, in words.
+        whose: The component, its package, its field and the place.
     """
 
-    whose: str
+    whose: Whose
 
 
 class _Code:
@@ -51,10 +81,10 @@ class _Code:
 
     Attributes:
         code: The function, or a class.
-        whose: The component, its package and its field, in words.
+        whose: The component, its package and its field.
     """
 
-    def __init__(self, code: Callable[..., Any], whose: str, gives: Any = None) -> None:
+    def __init__(self, code: Callable[..., Any], whose: Whose, gives: Any = None) -> None:
         """Keep the function.
 
         Args:
@@ -117,22 +147,25 @@ def check_places(plugin: Any) -> None:
             raise ValueError(f"its {name} is {shown(value)}, and there is no module {module}")
 
 
-def with_whose(plugin: Any, whose: str) -> Any:
+def with_whose(plugin: Any, group: str, kind: str, package: str) -> Any:
     """A package's component whose places say whose they are.
 
     Args:
         plugin: The component.
-        whose: What it is, and of which package.
+        group: Its group.
+        kind: Its kind.
+        package: The package that adds it.
     """
     found, told = copy(plugin), dict[str, Any]()
+    whose = partial(Whose.of, group, kind, package)
     for name, gives in _functions(plugin).items():
-        told[name] = _Code(getattr(plugin, name), f"{whose}: {name}", gives)
+        told[name] = _Code(getattr(plugin, name), whose(name), gives)
     for name, value, _ in _places(plugin):
         if not isinstance(value, str):
-            told.setdefault(name, _Code(value, f"{whose}: {name}"))
+            told.setdefault(name, _Code(value, whose(name)))
         elif value and not value.startswith("harness."):  # what of the harness fails is no package's fault
             told[name] = _Place(value)
-            told[name].whose = f"{whose}: {name} {shown(value)}"
+            told[name].whose = whose(f"{name} {shown(value)}")
     for name, value in told.items():
         object.__setattr__(found, name, value)  # its class is frozen, and this is nobody else's yet
     return found
@@ -163,6 +196,40 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
     if wrong := _mismatch(found, kind):
         raise PluginError(f"{whose} {wrong}")
     return place if isinstance(place, _Code) else _Code(found, whose)
+
+
+def asked(error: BaseException) -> Whose | None:
+    """Whose function an error comes from, the innermost where one calls another; None where from none's."""
+    for frame, _ in reversed(list(traceback.walk_tb(error.__traceback__))):
+        held = {_Code.__call__.__code__: "self", named.__code__: "place"}.get(frame.f_code)
+        if held is not None and isinstance(found := frame.f_locals[held], _Place | _Code):
+            return found.whose
+    return None if error.__cause__ is None else asked(error.__cause__)
+
+
+def raised(error: BaseException, whose: Whose) -> str:
+    """That a function of a package has raised an error, and on which of its lines."""
+    line, reason = culprits_line(error)[1], visible(cut(reason_of(error)), lines=False)
+    said = f"{whose.short} raises {type(error).__name__}" + (f": {reason}" if reason else "")
+    return said + (f" ({line})" if line else "")
+
+
+@contextmanager
+def no_verdict(*kinds: type[Exception]) -> Iterator[None]:
+    """Where a package's function raises what pydantic would take for its verdict on a section.
+
+    Args:
+        kinds: The kinds of errors that are none.
+
+    Raises:
+        PluginError: In the place of one of these.
+    """
+    try:
+        yield
+    except kinds as error:
+        if (whose := asked(error)) is None:
+            raise
+        raise PluginError(raised(error, whose)) from error
 
 
 def prints_aside() -> AbstractContextManager[Any]:

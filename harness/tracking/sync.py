@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from harness.config.asking import planning
 from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import no_store
 from harness.stop import Stop
@@ -96,6 +97,7 @@ def check_wanted(prepared: Prepared) -> None:
         raise prepared.study.source.error("tracking.wandb", message)
 
 
+@planning
 def sync(
     prepared: Prepared, root: Path, stop: Stop, every_s: float | None, say: Callable[[str], None]
 ) -> Synced:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -12,7 +14,7 @@ from harness.config.schema.learners import Learner
 from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
 from harness.imports import is_installed
-from harness.registry import check_names
+from harness.registry import check_names, no_verdict
 from harness.section import PositiveInt, Seconds, Section, begins
 from harness.terminal import shown
 
@@ -289,12 +291,12 @@ class Config(Section):
             )
         if learner.family:
             self._check_closed_form()
-        learner.check(self)
-        for item in self.filters:
+        _fits("learner", learner.check, self)
+        for number, item in enumerate(self.filters):
             wanted = FILTERS[item.kind].reads
             if not readable(found, wanted):
                 raise ValueError(f"filters: {item.kind} reads {', '.join(wanted)}, not {found} data")
-            FILTERS[item.kind].check(item, self.data, found)
+            _fits(f"filters.{number}", FILTERS[item.kind].check, item, self.data, found)
         self._check_pool()
         self._check_source(found)
         return self
@@ -367,3 +369,22 @@ class Config(Section):
     def zero_stage(self) -> int | None:
         """ZeRO stage; None where it is left open and does not apply."""
         return LEARNERS[self.learner.kind].zero_stage(self)
+
+
+def _fits(field: str, check: Callable[..., None], *arguments: Any) -> None:
+    """Ask a component whether its section fits the rest of a study.
+
+    Args:
+        field: The section's; what is said without a field of a study before it is about this one.
+        check: The component's.
+        arguments: What it is asked with.
+
+    Raises:
+        ValueError: The section does not fit.
+    """
+    try:
+        with no_verdict(AssertionError):
+            check(*arguments)
+    except ValueError as error:
+        named = re.split(r"[.: ]", str(error), maxsplit=1)[0] in Config.model_fields
+        raise ValueError(str(error) if named else f"{field}: {error}") from None

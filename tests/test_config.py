@@ -836,3 +836,73 @@ def test_a_field_of_the_regime_alone_is_about_replace(make_config: Make) -> None
     assert cells(grid) == [half, {"kind": "replace", "synthetic_ratio": 1.0}]
     with pytest.raises(ConfigError, match="replace does not use pool; only stream does"):
         study(path, "regime.synthetic_ratio=0.5", "regime.pool=2.0")
+
+
+SOURCES = "allowed: one of self, {corpus: FILE}, {cell: {AXIS: VALUE}}, {model: NAME}"
+EXCHANGES = "allowed: one of pool, self, ring, {teacher: MEMBER}, {READER: {WRITER: SHARE}}"
+
+
+@pytest.mark.parametrize(
+    ("field", "found", "said"),
+    [
+        ("regime.source", {"corpus": 3}, ["regime.source.corpus: found 3, expected a valid string"]),
+        ("regime.source", {"cell": 3}, ["regime.source.cell: found 3, expected a section with fields"]),
+        (
+            "regime.source",
+            {"cell": {}, "generation": -1},
+            [
+                "regime.source.cell: found {}, expected at least 1 value",
+                "regime.source.generation: found -1, expected greater than or equal to 0",
+            ],
+        ),
+        ("regime.source", {"generation": 1}, ["regime.source.cell: is required"]),
+        (
+            "regime.source",
+            {"cell": {"seed": 1}, "generatoin": 1},
+            [
+                "regime.source.generatoin: unknown field (did you mean 'generation'?); allowed: cell, "
+                "generation"
+            ],
+        ),
+        (
+            "regime.source",
+            {"corpus": "a.txt", "generation": 1},
+            ["regime.source.generation: unknown field; allowed: corpus"],
+        ),
+        (
+            "regime.source",
+            {"modell": "x"},
+            [f"regime.source: found {{'modell': 'x'}}, {SOURCES} (did you mean 'model'?)"],
+        ),
+        ("regime.source", "slef", [f"regime.source: found 'slef', {SOURCES} (did you mean 'self'?)"]),
+        ("regime.source", {}, [f"regime.source: found {{}}, {SOURCES}"]),
+        ("regime.source", None, [f"regime.source: found nothing, {SOURCES}"]),
+        (
+            "regime.source",
+            {"corpus": "a", "model": "b"},
+            [f"regime.source: found {{'corpus': 'a', 'model': 'b'}}, {SOURCES}"],
+        ),
+        (
+            "population.exchange",
+            "rign",
+            [f"population.exchange: found 'rign', {EXCHANGES} (did you mean 'ring'?)"],
+        ),
+        ("population.exchange", 3, [f"population.exchange: found 3, {EXCHANGES}"]),
+        (
+            "population.exchange",
+            {"teacher": 3},
+            ["population.exchange.teacher: found 3, expected a valid string"],
+        ),
+    ],
+)
+def test_of_several_forms_the_one_meant_is_told(
+    make_config: Make, field: str, found: Any, said: list[str]
+) -> None:
+    """And all of them where none is meant."""
+    section, _, name = field.partition(".")
+    base = {**GAUSSIAN, "population": {"members": {"a": {}, "b": {}}}}
+    path = make_config({**base, section: {**base[section], name: found}})
+    with pytest.raises(ConfigError) as failed:
+        expand(load_file(path))
+    assert [f"{problem.field}: {problem.message}" for problem in failed.value.problems] == said
+    assert all(problem.line is not None for problem in failed.value.problems)

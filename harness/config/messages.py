@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -62,6 +63,9 @@ def section_at(data: Mapping[str, Any], path: str) -> type[BaseModel] | None:
         ]
         if path == "data" or path.startswith("data.") and part == "data":
             matching = [DATA_KINDS[data_kind(value)].section]
+        # without a kind, the one of several whose fields are given
+        given = value.keys() if isinstance(value, Mapping) else ()
+        found = sorted(found, key=lambda c: -len(c.model_fields.keys() & given))
         section = (matching or found or [None])[0]  # type: ignore[list-item]
     return section
 
@@ -130,14 +134,22 @@ def message_at(data: Mapping[str, Any], path: str, detail: ErrorDetails) -> str:
             return f"found {shown(value)}, which is {ALSO_CALLED[str(value)]}; allowed: {', '.join(names)}"
         kinds = group is not None and set(names) == set(group)
         return f"found {shown(value)}, {allowed_kinds(value, names) if kinds else _allowed(value, names)}"
-    if kind == "union_tag_not_found":
-        return "needs a kind"
+    if kind in ("union_tag_not_found", "form"):
+        return _of_forms(found, context["forms"]) if kind == "form" else "needs a kind"
     if kind == "finite_number":
         return f"found {shown(found)}, must be a finite number"
     if kind == "string_pattern_mismatch":
         pattern = context["pattern"]
         return f"found {shown(found)}, allowed: {OF_PATTERN.get(pattern, f'what has the form {pattern}')}"
     return f"found {'nothing' if found is None else shown(found)}, expected {_expected(detail)}"
+
+
+def _of_forms(found: Any, forms: str) -> str:
+    """What is said of a value that is in none of its forms, or in several: all of them, and the nearest."""
+    names = re.findall(r"\w+", re.sub(r": [^,]*", "", forms))
+    words = [str(word) for word in (found if isinstance(found, Mapping) else [found])]
+    close = next(filter(None, (nearest(word, names) for word in words if word not in names)), "")
+    return f"found {'nothing' if found is None else shown(found)}, allowed: one of {forms}{close}"
 
 
 def _expected(detail: ErrorDetails) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from harness.section import Section, Share
 from harness.terminal import nearest, shown
@@ -43,6 +43,29 @@ class TeacherExchange(Section):
     """The member whose examples all train on."""
 
 
+def _form_of(value: Any) -> str | None:
+    """The tag of an exchange; None where it has no form of one."""
+    if isinstance(value, TeacherExchange):
+        return "from a teacher"
+    if isinstance(value, Mapping):
+        of_one = list(value) == ["teacher"] and not isinstance(value["teacher"], Mapping)
+        return "from a teacher" if of_one else "a matrix"
+    return "a name" if value in ("pool", "self", "ring") else None
+
+
+Exchange = Annotated[
+    Annotated[Literal["pool", "self", "ring"], Tag("a name")]
+    | Annotated[TeacherExchange, Tag("from a teacher")]
+    | Annotated[dict[Name, dict[Name, Share]], Tag("a matrix")],
+    Discriminator(
+        _form_of,
+        custom_error_type="form",
+        custom_error_message="one of several forms",
+        custom_error_context={"forms": "pool, self, ring, {teacher: MEMBER}, {READER: {WRITER: SHARE}}"},
+    ),
+]
+
+
 class Population(Section):
     """Several models that train in each generation on what all of them wrote in the one before."""
 
@@ -51,7 +74,7 @@ class Population(Section):
         | Annotated[dict[Name, Member | None], Field(min_length=1, max_length=MAX_MEMBERS)]
     )
     """How many, all alike (``m1``, ``m2``, ...); or their names with what is particular to each."""
-    exchange: Literal["pool", "self", "ring"] | TeacherExchange | dict[Name, dict[Name, Share]] = "pool"
+    exchange: Exchange = "pool"
     """Who writes a member's synthetic examples: all members in equal shares, itself alone, the member before
     it, one teacher, or a matrix: for each member the shares of those it reads, which sum to 1."""
     segments: Literal["disjoint", "shared"] = "disjoint"

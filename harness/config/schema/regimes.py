@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Literal, Union
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Discriminator, Field, Tag, field_validator, model_validator
 
 from harness.components import FILTERS, METRICS, REGIMES
 from harness.components.filters import DeduplicateFilter, LabelFilter, RepetitionFilter, VerifierFilter
@@ -45,6 +45,35 @@ class ModelSource(Section):
     model: Annotated[dict[str, Any], Field(min_length=1)] | Annotated[Place, Field(min_length=1)]
     """For text: a pretrained model, which writes one corpus as it is; for analytic data: fields of ``data``
     in which the teacher differs from the truth, and new examples each generation."""
+
+
+_SOURCES: Mapping[str, type[Section]] = {"corpus": CorpusSource, "cell": CellSource, "model": ModelSource}
+
+
+def _form_of(value: Any) -> str | None:
+    """The tag of a source, by the fields that are given; None where these are of none, or of several."""
+    if isinstance(value, Mapping):
+        named = [name for name in _SOURCES if name in value]
+        if not named and value.keys() & CellSource.model_fields.keys():
+            named = ["cell"]
+        return f"from a {named[0]}" if len(named) == 1 else None
+    found = [name for name, section in _SOURCES.items() if isinstance(value, section)]
+    return f"from a {found[0]}" if found else "self" if value == "self" else None
+
+
+if TYPE_CHECKING:
+    Source = Literal["self"] | CorpusSource | CellSource | ModelSource
+else:
+    _FORMS = (Annotated[section, Tag(f"from a {name}")] for name, section in _SOURCES.items())
+    Source = Annotated[
+        Union[(Annotated[Literal["self"], Tag("self")], *_FORMS)],  # noqa: UP007 (made of a list)
+        Discriminator(
+            _form_of,
+            custom_error_type="form",
+            custom_error_message="one of several forms",
+            custom_error_context={"forms": "self, {corpus: FILE}, {cell: {AXIS: VALUE}}, {model: NAME}"},
+        ),
+    ]
 
 
 @dataclass(frozen=True)
@@ -126,7 +155,7 @@ class Regime(Section):
     select: Literal["filters", "random", "oracle"] = since("filters")
     """stream: what decides: the filters (the default), or, as controls, chance, or who knows what is real;
     both keep as many as the filters would."""
-    source: Literal["self"] | CorpusSource | CellSource | ModelSource = since("self")
+    source: Source = since("self")
     """Who wrote the synthetic examples: the chain itself, a fixed corpus, another chain of the grid, or a
     fixed teacher."""
     refresh: Refresh | None = since(None)

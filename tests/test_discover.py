@@ -11,12 +11,13 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
 from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 
-from harness.cli.app import config_names
+from harness.cli.app import chain_names, config_names
 from harness.cli.discover import learner_names, list_kinds
 from harness.cli.results import formats
 from harness.components import LEARNERS
@@ -176,6 +177,49 @@ def test_shells_complete_studies_and_files(tmp_path: Path, monkeypatch: pytest.M
             [script], env={**os.environ, **asked, **count}, capture_output=True, text=True, check=True
         )
         assert told.stdout.split() == [offered], words
+
+
+def test_shells_complete_chains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of the study that the store has; where something is wrong, none, and nothing is said of it."""
+    study, folder = tmp_path / "mine.yaml", tmp_path / "root" / "experiments" / "mine"
+    study.write_text("experiment: mine\n")
+    folder.mkdir(parents=True)
+    (folder / "chains.json").write_text(json.dumps([{"chain": name} for name in ("b1", "a2", "a1")]))
+    monkeypatch.delenv("HARNESS_ROOT", raising=False)
+    asked = {"_HARNESS_COMPLETE": "complete_bash", "COMP_CWORD": "6"}
+    words = f"harness explain {study} --root {tmp_path}/root --chain a"
+    told = subprocess.run(
+        [shutil.which("harness") or "harness"],
+        env={**os.environ, **asked, "COMP_WORDS": words},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert (told.stdout.split(), told.stderr) == (["a1", "a2"], "")
+    for config, root, begun, offered in (
+        (study, tmp_path / "root", "b", ["b1"]),
+        (study, None, "a", []),
+        (study, tmp_path / "other", "a", []),
+        (tmp_path / "other.yaml", tmp_path / "root", "a", []),
+        (None, tmp_path / "root", "a", []),
+    ):
+        context = SimpleNamespace(params={"config": config, "root": root}, args=[])
+        assert chain_names(context, begun) == offered  # type: ignore[arg-type]
+
+
+def test_the_script_of_completion_is_of_the_command() -> None:
+    """Of ``python -m harness`` too, whose name is no name of a function."""
+    undetected = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [sys.executable, "-m", "harness", "--show-completion", "bash"]
+    script = subprocess.run(command, env=undetected, capture_output=True, text=True, check=True).stdout
+    assert "_HARNESS_COMPLETE=complete_bash" in script and script.split()[-1] == "harness"
+    subprocess.run(["bash", "-n"], input=script, text=True, check=True)
+
+
+def test_help_says_what_json_is() -> None:
+    """``list`` prints an array."""
+    for command, said in (("list", "A JSON array of objects"), ("plan", "One JSON object")):
+        assert said in " ".join(harness(command, "--help").stdout.split()), command
 
 
 def test_shipped_studies_say_what_they_are() -> None:

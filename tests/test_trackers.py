@@ -161,7 +161,8 @@ def test_libraries_that_are_not_installed_are_named(
 
 def test_wandb_has_a_field_of_its_own(make_config: Make, tmp_path: Path) -> None:
     config = make_config(GAUSSIAN, **{"tracking.trackers": ["wandb"]})
-    with pytest.raises(InputError, match="tracking.trackers: found 'wandb', allowed: mlflow"):
+    own = r"which has a field of its own \(tracking.wandb: offline, online, disabled\)$"
+    with pytest.raises(InputError, match=f"tracking.trackers: found 'wandb', {own}"):
         open_study(config, (), Store.read(tmp_path / "root"))
 
 

@@ -43,7 +43,7 @@ def main() -> None:
     terminal.open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app()
+        app(prog_name="harness")  # of ``python -m harness`` too: shells complete what is called so
     except InputError as error:
         details = f" (details: {_details()})" if _is_code(error.__cause__) else ""
         terminal.show(f"error: {error}{details}", sys.stderr)

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from harness import __version__, terminal
-from harness.errors import InputError
+from harness.errors import HarnessError, InputError
 from harness.files import foreign, is_foreign, no_store, path_of
 from harness.stop import Stop
 
@@ -67,6 +67,23 @@ def config_names(incomplete: str) -> list[str]:
     return known and sorted(files) + known
 
 
+def chain_names(context: typer.Context, incomplete: str) -> list[str]:
+    """How a shell may go on with a chain's id: those that runs of the study have noted on the store."""
+    from harness.config.source import read_source
+    from harness.files import read_json
+    from harness.store import Experiment
+
+    # whatever has been typed so far: a shell is told of no mistake in it
+    with contextlib.suppress(HarnessError, OSError, KeyError, TypeError, ValueError):
+        # click does not go on behind an option that has no value yet: what is no option is left over
+        config = context.params.get("config") or [*context.args, ""][0]
+        name = read_source(config_path(config)).data["experiment"]
+        root = context.params.get("root") or usual_root()
+        chains = read_json(Experiment(root, name).path / "chains.json")
+        return sorted(item["chain"] for item in chains if item["chain"].startswith(incomplete))
+    return []
+
+
 ConfigPath = Annotated[
     Path,
     typer.Argument(
@@ -89,11 +106,13 @@ ChainName = Annotated[
     typer.Option(
         "--chain",
         metavar="ID",
+        autocompletion=chain_names,
         help="A chain's id, or how it begins (`harness status CONFIG` lists them); of one chain not needed.",
         show_default=False,
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on standard output.")]
+JsonRows = Annotated[bool, typer.Option("--json", help="A JSON array of objects on standard output.")]
 WatchOption = Annotated[
     float | None,
     typer.Option(min=1, metavar="SECONDS", help="Look again so often, until nothing is left to wait for."),
@@ -146,7 +165,7 @@ def options_of(root: Path, assignments: list[str] | None) -> list[str]:
 
 
 def print_json(value: Any) -> None:
-    """One object on standard output."""
+    """One JSON value on a line of standard output."""
     terminal.show(json.dumps(value, ensure_ascii=not terminal.has_unicode(sys.stdout), allow_nan=False))
 
 

@@ -15,7 +15,7 @@ from harness.cli.app import (
     EXIT_FAILED,
     Assignments,
     ConfigPath,
-    Json,
+    JsonRows,
     Root,
     app,
     existing_store,
@@ -47,7 +47,7 @@ def add(
         list[str] | None,
         typer.Option(metavar="NAME", help="Only this one; repeatable. All of the study when absent."),
     ] = None,
-    json_output: Json = False,
+    json_output: JsonRows = False,
 ) -> None:
     """Compute entries of a track from what a store has, and add them to a folder.
 

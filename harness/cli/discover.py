@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from harness import terminal
-from harness.cli.app import Assignments, ConfigPath, Json, app, expanded, path, print_json, say
+from harness.cli.app import Assignments, ConfigPath, Json, JsonRows, app, expanded, path, print_json, say
 from harness.cli.tables import print_rows
 from harness.errors import InputError
 
@@ -40,7 +40,7 @@ def list_(
             show_default=False,
         ),
     ] = None,
-    json_output: Json = False,
+    json_output: JsonRows = False,
 ) -> None:
     """List what a configuration can name, with a line each.
 

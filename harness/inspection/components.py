@@ -100,7 +100,10 @@ def _data() -> list[Listed]:
 
 def _trackers() -> list[Listed]:
     trackers = [(name, TRACKERS[name]) for name in TRACKERS]
-    return [{"tracker": name, "what": _said_of(item.write or item.tracker)} for name, item in trackers]
+    return [
+        {"tracker": name, "field": item.field, "what": _said_of(item.write or item.tracker)}
+        for name, item in trackers
+    ]
 
 
 def _said_of(place: str) -> str:
@@ -143,7 +146,7 @@ KINDS: Mapping[str, str] = {
     "metrics": "columns of an export, and what claims are about",
     "presets": "sizes of language models (learner.model.preset)",
     "data": "where real examples come from (data.source)",
-    "trackers": "where results are mirrored to (tracking.trackers)",
+    "trackers": "where results are mirrored to (tracking.trackers; W&B has tracking.wandb)",
     "studies": "studies that come with the harness, each a CONFIG",
     "tracks": "tracks of the leaderboard (track)",
 }

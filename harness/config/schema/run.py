@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import typing
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
@@ -131,6 +132,12 @@ class Tracking(Section):
     @field_validator("trackers")
     @classmethod
     def _known(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in set(value) & set(TRACKERS):
+            field = TRACKERS[name].field
+            if field != "tracking.trackers":
+                own = cls.model_fields[field.rpartition(".")[2]]
+                allowed = ", ".join(typing.get_args(own.annotation))
+                raise ValueError(f"found {shown(name)}, which has a field of its own ({field}: {allowed})")
         return check_names(value, TRACKERS.where(lambda plugin: plugin.field == "tracking.trackers"))
 
     @property

@@ -346,7 +346,9 @@ def test_a_root_that_is_another_folder(make_config: Make, tmp_path: Path) -> Non
 
 
 def test_an_internal_error_is_one_line(tmp_path: Path) -> None:
-    code = "import harness.cli as cli\ndef broken(): raise KeyError('x')\ncli.app = broken\ncli.main()"
+    code = (
+        "import harness.cli as cli\ndef broken(prog_name): raise KeyError('x')\ncli.app = broken\ncli.main()"
+    )
     done = subprocess.run(
         [sys.executable, "-c", code],
         capture_output=True,

@@ -100,10 +100,7 @@ def _data() -> list[Listed]:
 
 def _trackers() -> list[Listed]:
     trackers = [(name, TRACKERS[name]) for name in TRACKERS]
-    return [
-        {"tracker": name, "field": item.field, "what": _said_of(item.write or item.tracker)}
-        for name, item in trackers
-    ]
+    return [{"tracker": name, "what": _said_of(item.write or item.tracker)} for name, item in trackers]
 
 
 def _said_of(place: str) -> str:

@@ -53,7 +53,7 @@ def _form_of(value: Any) -> str | None:
     return "a name" if value in ("pool", "self", "ring") else None
 
 
-Exchange = Annotated[
+ExchangeForm = Annotated[
     Annotated[Literal["pool", "self", "ring"], Tag("a name")]
     | Annotated[TeacherExchange, Tag("from a teacher")]
     | Annotated[dict[Name, dict[Name, Share]], Tag("a matrix")],
@@ -74,7 +74,7 @@ class Population(Section):
         | Annotated[dict[Name, Member | None], Field(min_length=1, max_length=MAX_MEMBERS)]
     )
     """How many, all alike (``m1``, ``m2``, ...); or their names with what is particular to each."""
-    exchange: Exchange = "pool"
+    exchange: ExchangeForm = "pool"
     """Who writes a member's synthetic examples: all members in equal shares, itself alone, the member before
     it, one teacher, or a matrix: for each member the shares of those it reads, which sum to 1."""
     segments: Literal["disjoint", "shared"] = "disjoint"

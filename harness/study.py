@@ -453,7 +453,8 @@ def _execution(config: Config, resolved: Resolved) -> Execution:
     }
     resources = config.resources.model_copy(update=settled)
     sizes = {} if resolved.facts is None else batches(config, resolved.facts)
-    return Execution(config.experiment, resources, resolved.models, sizes)
+    asked = config.resources.zero_stage is not None
+    return Execution(config.experiment, resources, resolved.models, sizes, asked)
 
 
 def open_study(

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import itertools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -57,15 +59,16 @@ def held() -> int:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "asked"), [("fp32", True), ("bf16", True), ("bf16", False)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -> None:
+def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str, asked: bool) -> None:
     from harness.learners.language_model.distributed import device
     from harness.learners.language_model.engine import Engine
 
     before = held()
     for _ in range(2):
-        engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)
+        train = Train(batch_size=4, precision=precision)  # type: ignore[arg-type]
+        engine = Engine(small(), train, 4, 1, stage, stage_asked=asked)
         parameters = sum(p.ds_numel if stage == 3 else p.numel() for p in engine.module.parameters())
         loss = (
             engine.logits(torch.zeros((4, 16), dtype=torch.long, device=device())).float().logsumexp(-1).sum()
@@ -73,19 +76,22 @@ def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str) -
         engine.backward(loss)
         assert held() - before > 6 * parameters
         engine.close()
-        del engine, loss
+        del loss
         assert held() - before < parameters  # a byte; an engine that stays has 12 and more
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(("precision", "asked"), [("fp32", True), ("bf16", True), ("bf16", False)])
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_a_gradient_that_is_not_finite_is_never_passed_over(ranks: Any, stage: int, precision: str) -> None:
+def test_a_gradient_that_is_not_finite_is_never_passed_over(
+    ranks: Any, stage: int, precision: str, asked: bool
+) -> None:
     from harness.learners.language_model.distributed import device
     from harness.learners.language_model.engine import Engine
 
-    engine = Engine(small(), Train(batch_size=4, precision=precision), 4, 1, stage)  # type: ignore[arg-type]
+    train = Train(batch_size=4, precision=precision)  # type: ignore[arg-type]
+    engine = Engine(small(), train, 4, 1, stage, stage_asked=asked)
     tokens = torch.zeros((4, 16), dtype=torch.long, device=device())
     for scale in (1.0, torch.inf):
         assert not engine.skipped
@@ -93,6 +99,78 @@ def test_a_gradient_that_is_not_finite_is_never_passed_over(ranks: Any, stage: i
     weights = engine.state(True).values()
     assert engine.skipped or not all(bool(torch.isfinite(weight).all()) for weight in weights)
     engine.close()
+
+
+def alone(case: str, asked: bool) -> Any:
+    """One rank in bf16: in DeepSpeed's stage 2, or with copies of its own."""
+    from harness.learners.language_model.engine import Engine
+
+    train = Train(batch_size=4, precision="bf16", weight_decay=0.1)
+    if case.startswith("odd"):  # lengths of both groups, or of one and so of both together
+        sizes = {"num_layers": 1, "width": 31, "num_heads": 1, "context": 48}
+        model = new_model(Model(architecture="gpt2", **sizes), 61 + (case == "odd sum"), 48, 0, 0, seed=1)  # type: ignore[arg-type]
+    else:
+        model = small("gpt2" if case == "lora" else case, dropout=0.1)
+    if case == "lora":
+        adapters.attach(model, SECTION, adapters.new_values(model, SECTION, 0, 0))
+    if case == "llama":
+        train = train.model_copy(update={"max_grad_norm": None})
+    engine = Engine(model, train, 2, 1, 2, adapted=case == "lora", recompute=case == "opt", stage_asked=asked)
+    assert (engine._masters is None) == asked
+    engine.train_mode(True)
+    return engine
+
+
+def steps(engine: Any, numbers: range, scale: float = 1.0) -> list[torch.Tensor]:
+    """Losses of two micro-batches a step, and then all weights and what the optimizer holds."""
+    from harness.learners.language_model.distributed import device
+
+    found = []
+    for number in numbers:
+        tokens = torch.from_numpy(np.random.default_rng(number).integers(0, 61, (2, 2, 20))).to(device())
+        engine.set_learning_rate(1e-2 / (number + 1))
+        for part in tokens:
+            torch.manual_seed(number)
+            engine.place(0, 0, range(number, number + 2))
+            loss = engine.token_nll(part, Loss(part.roll(-1, dims=1))).mean() * 10 * scale
+            engine.backward(loss)
+            found.append(loss.detach())
+    stored = engine._engine.optimizer if engine._masters is None else engine._masters
+    stored = stored.state_dict() if stored is not engine._masters else stored.tree()["optimizer_state_dict"]
+    found += [*engine.state(True).values(), *stored["single_partition_of_fp32_groups"]]
+    for group in stored["base_optimizer_state"]["state"].values():
+        found += [group[name] for name in ("step", "exp_avg", "exp_avg_sq")]
+    return [value.cpu().clone() for value in found]
+
+
+def equal(one: list[torch.Tensor], other: list[torch.Tensor]) -> bool:
+    """To the bit, what is no number too."""
+    return all(
+        a.dtype == b.dtype and a.numpy(force=True).tobytes() == b.numpy(force=True).tobytes()
+        for a, b in ((x.float(), y.float()) for x, y in zip(one, other, strict=True))
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("case", ["gpt2", "llama", "opt", "odd", "odd sum", "lora"])
+def test_one_rank_in_bf16_computes_what_zero_2_does(ranks: Any, tmp_path: Path, case: str) -> None:
+    """With accumulated, shortened and infinite gradients, and after a checkpoint of either."""
+    found = []
+    for asked in (True, False):
+        engine = alone(case, asked)
+        before = steps(engine, range(3))
+        engine.save(tmp_path / str(asked))
+        found.append([*before, *steps(engine, range(3, 5)), *steps(engine, range(5, 7), math.inf)])
+        engine.close()
+    assert equal(*found), "stage 2 and without"
+    assert not all(bool(value.isfinite().all()) for value in found[0])
+    rest = found[0][len(before) :]
+    for asked, written in itertools.product((True, False), (True, False)):
+        engine = alone(case, asked)
+        engine.load(tmp_path / str(written))
+        assert equal([*steps(engine, range(3, 5)), *steps(engine, range(5, 7), math.inf)], rest)
+        engine.close()
 
 
 @pytest.fixture
@@ -107,13 +185,13 @@ def traced(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     forget()
 
 
-def losses(compiled: bool, precision: str, seed: int = 1) -> tuple[list[float], torch.Tensor]:
+def losses(compiled: bool, precision: str, asked: bool, seed: int = 1) -> tuple[list[float], torch.Tensor]:
     """Of three steps of a model with dropout; and its logits at the end, as validation asks for them."""
     from harness.learners.language_model.distributed import device
     from harness.learners.language_model.engine import Engine
 
     train = Train(batch_size=4, precision=precision, learning_rate=1e-3)  # type: ignore[arg-type]
-    engine = Engine(small(seed=seed, dropout=0.2), train, 4, 1, 2, compiled=compiled)
+    engine = Engine(small(seed=seed, dropout=0.2), train, 4, 1, 2, compiled=compiled, stage_asked=asked)
     made = torch.Generator().manual_seed(seed)
     tokens, targets = (torch.randint(0, 61, (4, 16), generator=made).to(device()) for _ in range(2))
     targets[:, :3] = IGNORED
@@ -135,15 +213,19 @@ def losses(compiled: bool, precision: str, seed: int = 1) -> tuple[list[float], 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_a_compiled_fit_is_the_plain_one_up_to_rounding(ranks: Any, traced: None, precision: str) -> None:
+@pytest.mark.parametrize(("precision", "asked"), [("fp32", True), ("bf16", True), ("bf16", False)])
+def test_a_compiled_fit_is_the_plain_one_up_to_rounding(
+    ranks: Any, traced: None, precision: str, asked: bool
+) -> None:
     """Dropout draws the same numbers. The program is made once and leaves no memory behind."""
     near = {"fp32": 1e-5, "bf16": 1e-3}[precision]
     before, made = held(), programs()
     for seed in (1, 2):
-        (plain, logits), (found, other) = (losses(compiled, precision, seed) for compiled in (False, True))
+        (plain, logits), (found, other) = (
+            losses(compiled, precision, asked, seed) for compiled in (False, True)
+        )
         assert found == pytest.approx(plain, rel=near) and found[-1] < found[0]
-        assert losses(True, precision, seed)[0] == found
+        assert losses(True, precision, asked, seed)[0] == found
         del logits, other
     assert held() - before < 20_000
     assert programs() == made + 1

@@ -60,6 +60,8 @@ CASES = [
     {"resources.zero_stage": 1, "learner.train.weights": "best", "learner.train.epochs": 3},
     {"resources.zero_stage": 3, "learner.train.weights": "best", "learner.train.epochs": 3},
     {"resources.zero_stage": 2, "learner.init": "previous"},
+    {},  # no stage asked for: one rank in bf16
+    {"resources.micro_batch": 2, "learner.model.dropout": 0.2, "learner.init": "previous"},
 ]
 
 
@@ -206,6 +208,32 @@ def test_a_checkpoint_that_cannot_be_used_starts_a_fit_anew(
     other = make_config(TEXT, "clean.yaml", generations=0, **(change if isinstance(change, dict) else {}))
     clean, clean_store = run_all(other, tmp_path / "clean", ranks=ranks)
     assert contents(store, prepared) == contents(clean_store, clean)
+
+
+@pytest.mark.parametrize("asked", [True, False])
+def test_a_checkpoint_of_zero_2_is_gone_on_from_without(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None, asked: bool
+) -> None:
+    """And the other way round: what one rank in bf16 has of its own is stored as DeepSpeed's stage 2 is."""
+    stages = [2, None] if asked else [None, 2]
+    first, then = (
+        make_config(TEXT, f"{stage}.yaml", generations=0, **EVERY_STEP, **{"resources.zero_stage": stage})
+        for stage in stages
+    )
+    expected = [
+        contents(store, prepared)
+        for prepared, store in (
+            run_all(config, tmp_path / config.stem, ranks=ranks) for config in (first, then)
+        )
+    ]
+    assert expected[0] == expected[1]
+    root, events = tmp_path / "root", Events()
+    with pytest.raises(Crash):
+        run_all(first, root, ranks=ranks, observer=crash_at("checkpointed", 1, step=5))
+    prepared, store = run_all(then, root, ranks=ranks, observer=events)
+    (resumed,) = [fields for kind, fields in events.seen if kind == "resumed"]
+    assert resumed["step"] == 5 and "other_class" not in resumed
+    assert contents(store, prepared) == expected[0]
 
 
 def test_another_library_version_goes_on_and_says_so(

@@ -295,7 +295,8 @@ def usual_stage(ranks: int, precision: str) -> int:
     """The ZeRO stage where none is given: 2, but 0 for one rank in fp32.
 
     For one rank stages 1 and 2 divide nothing, and take 4 to 5 % of a step's time (docs/LOG.md). In bf16 it
-    has stage 2 all the same: there stage 0 keeps fp32 gradients from step to step, 4 bytes a parameter.
+    has stage 2 all the same, for DeepSpeed's stage 0 keeps fp32 gradients from step to step, 4 bytes a
+    parameter; what stage 2 computes is computed without DeepSpeed's part of it (docs/adr/0031).
     """
     return 0 if ranks == 1 and precision == "fp32" else 2
 

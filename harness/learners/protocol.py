@@ -41,12 +41,14 @@ class Execution:
         batches: For ``micro_batch`` and ``sample_batch``, where the configuration leaves them open, the sizes
             that may be used, the largest first, each with the bytes that a rank then holds besides the
             libraries.
+        stage_asked: Whether the configuration says ``zero_stage``.
     """
 
     experiment: str
     resources: Resources
     models: Mapping[str, Model] = field(default_factory=dict)
     batches: Mapping[str, Sequence[tuple[int, int]]] = field(default_factory=dict)
+    stage_asked: bool = True
 
     def within(self, room: float) -> Execution:
         """The same with the largest batches that so many bytes hold, or the smallest ones."""

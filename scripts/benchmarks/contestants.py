@@ -91,7 +91,8 @@ def harness_fit(shape, turns, compiled=False):
     train = Train(batch_size=shape.batch, precision=shape.precision, learning_rate=1e-4)
     model = _harness_model(shape)
     stage = usual_stage(1, shape.precision) if shape.zero_stage is None else shape.zero_stage
-    engine = Engine(model, train, shape.micro_batch, 1, stage, compiled=compiled)
+    asked = shape.zero_stage is not None
+    engine = Engine(model, train, shape.micro_batch, 1, stage, compiled=compiled, stage_asked=asked)
     engine.train_mode(True)
     trainer = Trainer(train, shape.micro_batch, stage, 0, ranks, device())
     batch = Examples.full(_written(shape, shape.batch).astype(np.int32))

@@ -31,7 +31,7 @@ class Resources(Section):
     ranks: PositiveInt = 1
     zero_stage: Annotated[int, Field(ge=0, le=3)] | None = None
     """DeepSpeed's ZeRO stage; 2 when null, but 0 for one rank in fp32, where it divides nothing and takes
-    longer."""
+    longer. One rank in bf16 then computes what stage 2 does without it."""
     micro_batch: PositiveInt | None = None
     """Examples per forward pass and rank; batch_size / ranks when null, up to 64, or as many as memory
     holds."""

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 from harness.config.schema import Train
 from harness.errors import LearnerError
 from harness.learners.language_model.adapter import dropouts
-from harness.learners.language_model.checkpoint import SafeCheckpointEngine
+from harness.learners.language_model.checkpoint import SafeCheckpointEngine, load_tree
 from harness.learners.language_model.compiled import Loss, compile_fit, loss_of
 from harness.learners.language_model.distributed import device
 from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.imports import deepspeed
 from harness.learners.language_model.kernels import prepare_fit
+from harness.learners.language_model.masters import STATES, Masters
 from harness.learners.language_model.sizes import MAX_BUCKET
 from harness.proc import give_back
 
@@ -38,6 +39,7 @@ def deepspeed_config(
         zero_stage: ZeRO stage.
         parameters: Parameters of the model: a bucket larger than all of them is memory for nothing.
     """
+    bucket = min(parameters + parameters % 2, MAX_BUCKET)  # DeepSpeed wants it even
     return {
         "train_batch_size": train.batch_size,
         "train_micro_batch_size_per_gpu": micro_batch,
@@ -49,8 +51,8 @@ def deepspeed_config(
         "zero_optimization": {
             "stage": zero_stage,
             "overlap_comm": False,
-            "reduce_bucket_size": min(parameters, MAX_BUCKET),
-            "allgather_bucket_size": min(parameters, MAX_BUCKET),
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             "contiguous_gradients": zero_stage > 0,
             "stage3_param_persistence_threshold": 0 if zero_stage == 3 else 100_000,
         },
@@ -110,6 +112,7 @@ class Engine:
         recompute: bool = False,
         adapted: bool = False,
         compiled: bool = False,
+        stage_asked: bool = True,
     ) -> None:
         """Hand the model to DeepSpeed; weight decay leaves out biases and normalisation.
 
@@ -123,6 +126,8 @@ class Engine:
             recompute: ``resources.activation_checkpointing``.
             adapted: An adapter is fitted: its weights alone are in `state` and in checkpoints.
             compiled: ``resources.compile``.
+            stage_asked: The stage has to be DeepSpeed's. Otherwise one rank in bf16, for which stage 2
+                divides nothing, computes the same without it (`Masters`).
         """
         self.adapted, self._dropouts = adapted, dropouts(model) if adapted else []
         decayed = [p for p in model.parameters() if p.requires_grad and len(_shape(p)) >= 2]
@@ -136,21 +141,28 @@ class Engine:
         self.compiled = compiled
         if compiled:
             compile_fit(model, (train.precision, attention, recompute))
+        groups = [group for group in groups if group["params"]]
         # torch's AdamW in one kernel: DeepSpeed's own is compiled at first use (see `imports`).
-        optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]],
-            lr=train.learning_rate,
-            betas=train.betas,
-            eps=train.eps,
-            fused=True,
-        )
+        how: dict[str, Any] = {"lr": train.learning_rate, "betas": train.betas, "eps": train.eps}
+        self._masters: Masters | None = None
+        if not stage_asked and (zero_stage, world_size, train.precision) == (2, 1, "bf16"):
+            for parameter in model.parameters():
+                parameter.data = parameter.data.to(torch.bfloat16).to(device())
+            self._masters = Masters(groups, train.max_grad_norm, **how)
+        optimizer = self._masters or torch.optim.AdamW(groups, fused=True, **how)
         count = sum(_shape(p).numel() for p in model.parameters() if p.requires_grad or not adapted)
+        config = deepspeed_config(train, micro_batch, world_size, zero_stage, count)
+        if self._masters is not None:
+            config |= {
+                "bf16": {"enabled": False},
+                "gradient_clipping": 0.0,
+                "zero_optimization": {"stage": 0},
+            }
         self._engine, _, _, _ = deepspeed.initialize(
-            model=model,
-            optimizer=optimizer,
-            config=deepspeed_config(train, micro_batch, world_size, zero_stage, count),
-            dist_init_required=False,
+            model=model, optimizer=optimizer, config=config, dist_init_required=False
         )
+        if self._masters is not None:
+            self._engine.enable_backward_allreduce = False
         # DeepSpeed would store a frozen weight under the second of two names that share it.
         named = model.named_parameters(remove_duplicate=False)
         frozen = {name for name, p in named if not p.requires_grad} if adapted else set()
@@ -233,6 +245,8 @@ class Engine:
         )
         for script in folder.glob("*.py"):  # DeepSpeed adds converters, which cannot read these files
             script.unlink(missing_ok=True)
+        if self._masters is not None:
+            self._files.save(self._masters.tree(), str(folder / "engine" / STATES))
         return [Path(name) for name in self._files.written]
 
     def load(self, folder: Path) -> None:
@@ -242,6 +256,8 @@ class Engine:
         )
         if found is None:
             raise LearnerError(f"DeepSpeed cannot read the checkpoint in {folder}")
+        if self._masters is not None:
+            self._masters.restore(load_tree(folder / "engine" / STATES))
 
     def train_mode(self, on: bool) -> None:
         """Switch dropout on or off."""
@@ -251,7 +267,7 @@ class Engine:
         """Free what the engine holds."""
         module, optimizer = self.module, self._engine.optimizer
         self._engine.destroy()
-        del self._engine
+        del self._engine, self._masters
         # Engine, optimizer and model refer to each other, and under ZeRO-3 hooks that the garbage collector
         # does not see through refer to all of them. Without this every fit of a chain would leave its 14 to
         # 20 bytes a parameter behind.

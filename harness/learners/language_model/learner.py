@@ -109,6 +109,7 @@ class LanguageModelLearner:
             self.data.fill,
             _tokens(spec),
             resources.compile,
+            self.execution.stage_asked,
         )
 
     def _unchanged(self, task: FitTask, model: PreTrainedModel, values: adapters.Values | None) -> FitOutcome:

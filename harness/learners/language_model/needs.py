@@ -34,13 +34,15 @@ def memory_needed(
     resources, data = config.resources, cast("Any", config.data)
     length = learner.sample.sequence_length(data.block_size)
     each = 1 if learner.objective is None else OBJECTIVES[learner.objective.kind].each
+    # Who is alone has DeepSpeed's buffers only where a stage is asked for (`engine.Engine`).
+    alone = resources.ranks == 1 and resources.zero_stage is None
     work = PassSizes(
         tokens=(micro_batch or config.micro_batch) * each * length,
         rows=sample_batch or resources.sampled_together,
         length=length,
         bf16=learner.train.precision == "bf16",
         ranks=resources.ranks,
-        stage=config.zero_stage or 0,
+        stage=0 if alone else config.zero_stage or 0,
         recompute=resources.activation_checkpointing,
         compiled=resources.compile,
         on_gpu=on_gpu,

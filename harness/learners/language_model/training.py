@@ -138,6 +138,7 @@ class Trainer:
         fill: Token that fills prompts up; None where nothing is hidden.
         tokens: An objective's log-probabilities are among the first so many; among all when None.
         compiled: ``resources.compile``.
+        stage_asked: Whether the study says ``zero_stage``.
     """
 
     train: Train
@@ -154,6 +155,7 @@ class Trainer:
     fill: int | None = None
     tokens: int | None = None
     compiled: bool = False
+    stage_asked: bool = True
     units: Units | None = field(default=None, init=False)
     objective: Objective | None = field(default=None, init=False)
     reference: Callable[..., Any] | None = field(default=None, init=False)
@@ -187,7 +189,7 @@ class Trainer:
         """
         self.units, self.objective, self.reference = units, objective, reference
         size, stage = self.ranks.world_size, self.zero_stage
-        how = self.attention, self.recompute, adapted, self.compiled
+        how = self.attention, self.recompute, adapted, self.compiled, self.stage_asked
         engine = Engine(model, self.train, self.micro_batch, size, stage, *how)
         try:
             with deterministic(self.device, self.deterministic):

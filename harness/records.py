@@ -304,6 +304,11 @@ class Examples:
         """The examples with one more note."""
         return dataclasses.replace(self, notes={**self.notes, name: note.astype(np.float32)})
 
+    def without(self, name: str) -> Examples:
+        """The examples without a note."""
+        kept = {other: note for other, note in self.notes.items() if other != name}
+        return dataclasses.replace(self, notes=kept)
+
     def rows(self) -> list[npt.NDArray[Any]]:
         """Every example to its length."""
         return [values[:length] for values, length in zip(self.values, self.lengths, strict=True)]

@@ -70,6 +70,7 @@ def test_completions_belong_to_prompts_and_have_probabilities(learned: Any) -> N
     model = read_model(store.path("fits", node.fit), torch.float32, torch.device("cpu"))
     nll = score(model, Examples(examples.values, examples.lengths), None, masked=start)
     assert np.nansum(examples.notes["logprob"], axis=1) == pytest.approx(-nll, abs=1e-4)
+    assert store.corpora.scores(node.corpus, 9) == pytest.approx(nll, abs=1e-4)
     for row, length in enumerate(examples.lengths):
         known = ~np.isnan(examples.notes["logprob"][row])
         assert known[start:length].all() and known.sum() == length - start

@@ -180,13 +180,15 @@ def test_a_corpus_is_its_longest_prefix_of_shards(shards: list[tuple[int, int]],
         store.corpora.create("c", {})
         covered = set()
         for start, size in shards:
-            store.corpora.append("c", start, tokens(size, start))
+            store.corpora.append("c", start, tokens(size, start), np.arange(start, start + size) / 3)
             covered.update(range(start, start + size))
         prefix = next(i for i in range(100) if i not in covered)
         assert store.corpora.count("c") == prefix
         if count <= prefix:
             assert (store.corpora.load("c", count).values == tokens(count).values).all()
+            assert (store.corpora.scores("c", count) == np.arange(count) / 3).all()
         else:
+            assert store.corpora.scores("c", count) is None
             with pytest.raises(DamagedError):
                 store.corpora.load("c", count)
 
@@ -197,6 +199,15 @@ def test_numbers_and_lengths_survive(store: Store) -> None:
     store.corpora.append("c", 0, Examples(values, np.array([2, 1], dtype=np.int32)))
     found = store.corpora.load("c", 2)
     assert (found.values == values).all() and found.lengths.tolist() == [2, 1]
+
+
+def test_scores_are_those_of_all_examples_or_none(store: Store) -> None:
+    store.corpora.create("c", {})
+    store.corpora.append("c", 0, tokens(4), np.arange(4.0))
+    store.corpora.append("c", 4, tokens(4, 4))  # as an earlier version, or a learner that does not know them
+    assert (store.corpora.scores("c", 3) == np.arange(3.0)).all()
+    assert store.corpora.scores("c", 5) is None
+    assert (store.corpora.load("c", 8).values == tokens(8).values).all()
 
 
 def test_a_damaged_shard_is_set_aside(store: Store) -> None:
@@ -215,8 +226,8 @@ def test_a_damaged_shard_is_set_aside(store: Store) -> None:
 def test_a_shard_is_whole_or_damaged_wherever_a_byte_is_wrong(store: Store) -> None:
     """Arrow calls some of it unreadable, others not Parquet; none of it is taken for a disk that fails."""
     store.corpora.create("c", {})
-    whole = tokens(4)
-    store.corpora.append("c", 0, whole)
+    whole, scores = tokens(4), np.arange(4) / 3
+    store.corpora.append("c", 0, whole, scores)
     path = next((store.root / "corpora" / "c").glob("*.parquet"))
     content, damaged = path.read_bytes(), 0
     for place in range(len(content)):
@@ -227,6 +238,8 @@ def test_a_shard_is_whole_or_damaged_wherever_a_byte_is_wrong(store: Store) -> N
             damaged += 1
         else:
             assert digest(found) == digest(whole), place
+        kept = store.corpora.scores("c", 4)
+        assert kept is None or (kept == scores).all(), place
     assert len(content) / 4 < damaged < len(content)
 
 

@@ -241,6 +241,10 @@ class BranchRun:
         self.context.rates["sample"] = tokens / max(self.context.seconds["sample"], 1e-9)
         self.context.event("sample_committed", node, examples=self._count(node))
 
+    def _scores(self, node: Node, count: int) -> Any:
+        """What a node's model gave its first examples as it wrote them; on rank 0, where that was kept."""
+        return self.store.corpora.scores(node.corpus, count) if self.ranks.rank == 0 else None
+
     def _prompts(self, node: Node) -> Examples | None:
         if node.spec.corpus.prompts == "none":
             return None
@@ -285,6 +289,7 @@ class BranchRun:
                         base=self._base(node),
                         learned=lambda: self._learned(node),
                         judge=None if node.judged_by is None else lambda: self._judge(node) or Path(),
+                        scores=self.ranks.broadcast(self._scores(node, len(corpus))),
                     )
                 )
             metrics, arrays, texts = found.metrics, dict(found.arrays), list(found.texts)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 
+import numpy as np
+
 from harness.components import LEARNERS
 from harness.data.real import RealData
 from harness.errors import LearnerError
@@ -11,6 +13,7 @@ from harness.learners.protocol import whose_learner
 from harness.records import Examples
 from harness.registry.given import as_number, by_name
 from harness.science import Node
+from harness.store.corpora import Scores
 
 
 def _is_added(node: Node) -> bool:
@@ -41,7 +44,7 @@ class Written:
         node: Node,
         data: RealData,
         there: Collection[tuple[int, int]],
-        append: Callable[[str, int, Examples], None],
+        append: Callable[[str, int, Examples, Scores | None], None],
     ) -> None:
         """Nothing is written yet.
 
@@ -53,12 +56,17 @@ class Written:
         """
         self.node, self.data, self.shards, self._append = node, data, set(there), append
 
-    def append(self, start: int, examples: Examples) -> None:
+    def append(self, start: int, examples: Examples, scores: Scores | None = None) -> None:
         """Commit a shard.
 
         Raises:
-            LearnerError: Its examples are not as wide as the real ones.
+            LearnerError: Its examples are not as wide as the real ones, or its scores not as many as they.
         """
+        if scores is not None and np.shape(scores) != (len(examples),):
+            raise LearnerError(
+                f"{_whose(self.node, 'sample')}: the scores of what it appends have the shape "
+                f"{list(np.shape(scores))}, expected [{len(examples)}]"
+            )
         if _is_added(self.node):
             width = self.data.real(self.node.seed, 1).values.shape[1]
             if examples.values.ndim != 2 or examples.values.shape[1] != width:
@@ -68,7 +76,7 @@ class Written:
                     f"[{len(examples)}, {width}] (examples, numbers in an example)"
                 )
             self.shards.add((start, start + len(examples)))
-        self._append(self.node.corpus, start, examples)
+        self._append(self.node.corpus, start, examples, scores)
 
     def check(self, count: int, there: Collection[tuple[int, int]]) -> None:
         """Check that there are as many examples as are needed.

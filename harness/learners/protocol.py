@@ -296,6 +296,15 @@ class FitOutcome:
     computed: int = 0
 
 
+class Append(Protocol):
+    """Commits one shard of a corpus."""
+
+    def __call__(
+        self, start: int, examples: Examples, scores: npt.NDArray[np.float64] | None = None, /
+    ) -> None:
+        """Commit it (`SampleTask.append`)."""
+
+
 @dataclass(frozen=True)
 class SampleTask:
     """Examples start..stop-1 of a corpus (a learner may go on to the end of its batch).
@@ -306,7 +315,8 @@ class SampleTask:
         start: First example that is missing.
         stop: One past the last that is needed.
         prompts: Source of prefixes: example i continues row i modulo their number; None for none.
-        append: Commits one shard: first index and its examples.
+        append: Commits one shard: first index, its examples, and where the learner knows it without a second
+            look what the model gave each of them, shape [examples], in nats: evaluations are told of it.
         shards: (start, stop) of the shards that are committed, also behind a gap.
         report: Called with progress.
         control: Asked between batches whether to stop.
@@ -319,7 +329,7 @@ class SampleTask:
     start: int
     stop: int
     prompts: Examples | None
-    append: Callable[[int, Examples], None]
+    append: Append
     shards: frozenset[tuple[int, int]]
     report: Report
     control: Control
@@ -350,6 +360,8 @@ class EvaluateTask:
             was called.
         judge: As ``fit``, of the fit that ``spec.corpus.judge`` names; None where it names none.
         learned: Gives what a judge has learned from, of the corpus that ``spec.learned`` names; collective.
+        scores: What the model gave each of the corpus's examples as it wrote them, in nats; None where that
+            was not kept of all of them.
     """
 
     spec: EvaluationSpec
@@ -366,6 +378,7 @@ class EvaluateTask:
     base: Path | None = None
     judge: Callable[[], Path] | None = None
     learned: Callable[[], Examples | None] = lambda: None
+    scores: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
@@ -26,7 +27,12 @@ from harness.records import Examples
 
 NOTE = "note:"
 """Begins the names of columns that hold notes, one list of numbers an example."""
+SCORES = "nll"
+"""The column of what the model that wrote an example gave it, in nats; earlier versions kept none."""
 _NAME = re.compile(r"^(\d{10})-(\d{10})\.parquet$")
+
+
+Scores = npt.NDArray[np.float64]
 
 
 class Corpora:
@@ -66,8 +72,16 @@ class Corpora:
         if not (folder / "spec.json").exists():
             write_json(folder / "spec.json", spec)
 
-    def append(self, key: str, start: int, examples: Examples) -> None:
-        """Commit one shard; one that is there already stays."""
+    def append(self, key: str, start: int, examples: Examples, scores: Scores | None = None) -> None:
+        """Commit one shard; one that is there already stays.
+
+        Args:
+            key: The corpus.
+            start: Its first example.
+            examples: Its examples.
+            scores: What the model gave each of them as it wrote them, in nats. They lie beside the examples
+                and are no part of what the shard says: its checksum is the same without.
+        """
         name = f"{start:010d}-{start + len(examples):010d}.parquet"
         temporary = self.work / key / f"shard-{uuid.uuid4().hex[:12]}.parquet"
         temporary.parent.mkdir(exist_ok=True)
@@ -77,10 +91,10 @@ class Corpora:
         for what, note in sorted(examples.notes.items()):
             flat = pa.array(np.ascontiguousarray(note, dtype=np.float32).reshape(-1))
             columns[f"{NOTE}{what}"] = pa.FixedSizeListArray.from_arrays(flat, note[0].size)
-        table = pa.table(columns)
-        pq.write_table(
-            table.replace_schema_metadata({"sha256": digest(examples), "width": str(width)}), temporary
-        )
+        about = {"sha256": digest(examples), "width": str(width)}
+        if scores is not None:
+            columns[SCORES], about[SCORES] = scores, _sum_of(scores)
+        pq.write_table(pa.table(columns).replace_schema_metadata(about), temporary)
         link_once(temporary, self.root / key / name)
 
     def load(self, key: str, count: int, shards: Sequence[tuple[int, int]] | None = None) -> Examples:
@@ -110,6 +124,27 @@ class Corpora:
             np.concatenate([shard.lengths for shard in found])[:count],
             notes,
         )
+
+    def scores(self, key: str, count: int) -> Scores | None:
+        """What the model gave each of the first ``count`` examples as it wrote them, in nats.
+
+        None where that was not kept of all of them, or is damaged: then they are scored.
+        """
+        found, end = [], 0
+        for start, stop in self.shards(key):
+            if start > end or stop <= end or end >= count:
+                continue
+            path = self.root / key / f"{start:010d}-{stop:010d}.parquet"
+            try:
+                with reading(path), pq.ParquetFile(path) as file:
+                    kept = file.read(columns=[SCORES])[SCORES].to_numpy()
+                    if _sum_of(kept) != (file.schema_arrow.metadata or {})[SCORES.encode()].decode():
+                        return None
+            except (DamagedError, KeyError, ValueError, AttributeError, pa.ArrowException):
+                return None
+            found.append(kept[end - start :])
+            end = stop
+        return np.concatenate(found)[:count] if found and end >= count else None
 
     def check(self, key: str, start: int, stop: int, set_aside: bool | None = None) -> Examples:
         """One shard, checked.
@@ -151,6 +186,10 @@ class Corpora:
                 self.trouble[str(path)] = f"{path} does not match its checksum"
             raise DamagedError(f"{path} does not match its checksum")
         return examples
+
+
+def _sum_of(scores: Scores) -> str:
+    return hashlib.sha256(np.ascontiguousarray(scores, dtype=np.float64).tobytes()).hexdigest()
 
 
 def _numbers(column: Any, rows: int) -> Any:

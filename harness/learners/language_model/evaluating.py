@@ -47,7 +47,7 @@ class Evaluator:
         copying, whose = self._copying(), self._forgetting()
         test_tokens = self._predicted(test)
         solved = bool(test_tokens.any())  # a task may have no solutions
-        once = (True, not task.is_first, solved, texts is None, self.prompt > 0)
+        once = (task.scores is None, not task.is_first, solved, texts is None, self.prompt > 0)
         self._pieces = len(task.others) * len(whose) + sum(once)
         test_nll = self._scored("test", task.fit, test) if solved else np.zeros(0)
         others = {
@@ -55,7 +55,7 @@ class Evaluator:
             for when, model in whose
             for name in sorted(task.others)
         }
-        own = self._scored("self", task.fit, corpus)
+        own = self._scored("self", task.fit, corpus) if task.scores is None else task.scores
         if texts is None:
             texts = self._continuations(task.fit())
             self._report()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeGuard
@@ -24,7 +25,7 @@ from harness.learners.language_model.engine import Scattering
 from harness.learners.language_model.evaluating import Evaluator
 from harness.learners.language_model.inference import Inference
 from harness.learners.language_model.objectives import Objective, Units, make_objective
-from harness.learners.language_model.sampling import draw_batch
+from harness.learners.language_model.sampling import Sampler, draw_batch, own_scores
 from harness.learners.language_model.schedule import plan_steps
 from harness.learners.language_model.specs import fitted, text_of
 from harness.learners.language_model.training import Trainer
@@ -230,7 +231,9 @@ class LanguageModelLearner:
         size, width = self.execution.resources.sampled_together, text_of(spec).block_size
         sampler = self.inference.sampler(task.spec, self.inference.model(spec, task.fit), control)
         prompt = sampler.config.prompt_length(width)
-        judging = self._judging(task.spec, sampler.model, task.judge)
+        judging, known = self._judging(task.spec, sampler.model, task.judge), sampler.noted
+        scored = self._scores_as_it_draws(sampler, spec, task.prompts, prompt)
+        sampler = replace(sampler, noted=known or scored)
         wanted = range(task.start // size, -(-task.stop // size))
         batches = [batch for batch in wanted if (batch * size, (batch + 1) * size) not in task.shards]
         mine = batches[self.ranks.rank :: self.ranks.world_size]
@@ -243,13 +246,31 @@ class LanguageModelLearner:
             )
             if judging is not None:
                 examples = examples.noted("verdict", verdicts(*judging, examples, tick=control.tick))
-            task.append(batch * size, examples)
+            scores = own_scores(examples, self.data.prompt_tokens) if scored else None
+            task.append(batch * size, examples if known else examples.without("logprob"), scores)
             done += int(examples.lengths.sum())
             rate = done / (time.monotonic() - started) * self.ranks.world_size
             task.report((number + 1) * self.ranks.world_size * size, len(batches) * size, rate)
         if any(self.ranks.gather(control.stopping)):
             raise Stopped
         return sum(self.ranks.gather(done))
+
+    def _scores_as_it_draws(
+        self, sampler: Sampler, spec: FitSpec, prompts: Examples | None, prompt: int
+    ) -> bool:
+        """Whether a sampler sees all that scoring would look at, so that nothing is read a second time.
+
+        Scoring begins with the same token, leaves out the same prompt, and looks at all tokens of the model.
+        """
+        config, size = sampler.config, sampler.model.config.get_text_config().vocab_size
+        front = 0 if prompts is None else prompt if config.keep_prompt else None
+        return (
+            front == self.data.prompt_tokens
+            and sampler.bos == self.inference.bos(spec)
+            and (sampler.bos is not None or bool(front))
+            and config.num_beams == 1
+            and (sampler.vocab_size is None or sampler.vocab_size >= size)
+        )
 
     def _judging(
         self, spec: CorpusSpec, writer: PreTrainedModel, judge: Path | None

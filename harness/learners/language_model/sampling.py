@@ -311,6 +311,22 @@ class Sampler:
         return found[first[:, 0]]  # topk sorts, so the first beam is the likeliest
 
 
+def own_scores(examples: Examples, prompt_tokens: int) -> npt.NDArray[np.float64]:
+    """Nats per sequence, of the note ``logprob``: shape [num_examples].
+
+    Args:
+        examples: What was drawn, with its prompts.
+        prompt_tokens: Their length; they count nothing.
+    """
+    place = np.arange(examples.values.shape[1])[None, :]
+    drawn = (place >= prompt_tokens) & (place < examples.lengths[:, None])
+    # What is not finite stays so: a model that has diverged is found by it.
+    found: npt.NDArray[np.float64] = np.where(drawn, examples.notes["logprob"].astype(np.float64), 0.0).sum(
+        axis=1
+    )
+    return -found
+
+
 def draw_batch(
     sampler: Sampler,
     prompts: Examples | None,

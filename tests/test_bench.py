@@ -244,6 +244,8 @@ def test_what_cannot_be_asked_for_is_refused():
     for wrong in (
         ["fits", "--rounds", "0"],
         ["fits", "--micro-batch", "5"],
+        ["fits", "--models", "tina"],
+        ["fits", "--models", "tiny", "--context", "128"],
         ["chains", "--json"],
         ["fits", "--short", "--write"],
         ["fit"],

@@ -27,6 +27,7 @@ from harness.store.store import WEIGHTS
 torch = pytest.importorskip("torch")
 
 from harness.learners.language_model import model as models
+from harness.learners.language_model import sampling
 from harness.learners.language_model.drawing import choose, distribution
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.schedule import Schedule, learning_rate, plan_steps
@@ -232,9 +233,15 @@ def test_an_example_is_the_same_whatever_else_is_sampled(tiny: Any, prompt: str)
         assert (batch(8)[:, :3] == prompts.values[np.arange(8, 16) % 5, :3]).all()
 
 
-def test_natural_length_ends_with_the_end_of_text_token(tiny: Any) -> None:
-    sampler = Sampler(tiny, Sample(length="natural", temperature=3.0), bos=0, eos=5)
+def test_natural_length_ends_with_the_end_of_text_token(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    sampler = Sampler(tiny, Sample(length="natural", temperature=3.0), bos=0, eos=5, noted=True)
     drawn = draw_batch(sampler, None, 0, 40, seed=1, generation=0, start=0, size=64)
+    few = draw_batch(sampler, None, 0, 40, seed=1, generation=0, start=0, size=4)
+    monkeypatch.setitem(sampling.LOOKS, "cpu", 16)  # as on a GPU: some tokens are drawn for nobody
+    for seldom, often in ((64, drawn), (4, few)):
+        again = draw_batch(sampler, None, 0, 40, seed=1, generation=0, start=0, size=seldom)
+        assert (again.values == often.values).all() and (again.lengths == often.lengths).all()
+        assert np.array_equal(again.notes["logprob"], often.notes["logprob"], equal_nan=True)
     ended = drawn.lengths < 40
     assert ended.any()
     for row, length in zip(drawn.values[ended], drawn.lengths[ended], strict=True):

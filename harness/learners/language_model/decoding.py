@@ -35,6 +35,8 @@ class Adjustment:
         self.config, self.eos, self.vocab_size = config, eos, vocab_size
         self._context, self._green, self._last = context, green, context
         self._seen: torch.Tensor | None = None
+        # Made once: a GPU is not waited for at every token.
+        self._held = torch.tensor([eos], device=context.device)
 
     def __call__(self, scores: torch.Tensor, position: int) -> torch.Tensor:
         """The scores of one position.
@@ -59,7 +61,7 @@ class Adjustment:
                 known = torch.from_numpy(marked).to(scores.device)
                 scores[:, : known.shape[1]] += self.config.watermark.delta * known
         if self.config.forbid_eos or position < self.config.min_new_tokens:
-            scores = scores.float().index_fill(-1, torch.tensor([self.eos], device=scores.device), -torch.inf)
+            scores = scores.float().index_fill(-1, self._held, -torch.inf)
         if self.vocab_size is not None and self.vocab_size < scores.shape[-1]:
             scores = scores.float().clone()
             scores[:, self.vocab_size :] = -torch.inf

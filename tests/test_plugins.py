@@ -1566,8 +1566,16 @@ def test_what_all_ranks_append_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(given_by, "_whose", lambda node, what: "it")
     data = SimpleNamespace(real=lambda seed, count: Examples.full(np.zeros((count, 2))))
     node: Any = SimpleNamespace(seed=0, corpus="c")
-    written = given_by.Written(node, data, (), lambda key, start, examples: None)  # type: ignore[arg-type]
-    written.append(0, Examples.full(np.zeros((25, 2))))
+    kept: list[Any] = []
+    written = given_by.Written(node, data, (), lambda *given: kept.append(given))  # type: ignore[arg-type]
+    half = Examples.full(np.zeros((25, 2)))
+    written.append(0, half)
+    written.append(0, half, np.ones(25, dtype=np.float32))
+    assert kept[0][3] is None and kept[1][3].dtype == np.float64
+    with pytest.raises(
+        LearnerError, match=r"scores of what it appends have the shape \[24\], expected \[25\]"
+    ):
+        written.append(0, half, np.ones(24))
     written.check(50, [(25, 50)])
     with pytest.raises(LearnerError, match="it appends examples up to 25, 50 are needed"):
         written.check(50, [(30, 50)])

@@ -67,6 +67,8 @@ class Written:
                 f"{_whose(self.node, 'sample')}: the scores of what it appends have the shape "
                 f"{list(np.shape(scores))}, expected [{len(examples)}]"
             )
+        if scores is not None:
+            scores = np.asarray(scores, dtype=np.float64)
         if _is_added(self.node):
             width = self.data.real(self.node.seed, 1).values.shape[1]
             if examples.values.ndim != 2 or examples.values.shape[1] != width:

@@ -343,7 +343,7 @@ class FilterCounts:
     """What filters of corpora have done for a training set.
 
     Attributes:
-        made: FilterCounts of one among several examples.
+        made: Choices of one among several examples.
         alike: How many of them among examples that all scored alike, so that what was chosen is by lot.
         read: Examples that the filters were given, up to the last one that was needed.
         passed: How many of these passed all of them.

@@ -98,6 +98,22 @@ def test_processors_of_two_models_may_round_otherwise(
         table_of(entry.track, [on(names[0], 0.0), on(names[0], 1e-6)])
 
 
+def test_last_digits_of_own_text_contradict_nobody(computed: Any) -> None:
+    """They depend on how many texts were drawn at once; the score's must not."""
+    entry = computed[2]["keep"]
+
+    def with_nll(value: float) -> Entry:
+        def change(data: dict[str, Any]) -> None:
+            count = len(data["seeds"]["3"]["metrics"][METRIC])
+            data["seeds"]["3"]["metrics"]["self/nll_mean"] = [value] * count
+
+        return with_data(entry, change)
+
+    table_of(entry.track, [with_nll(3.0), with_nll(3.0001)])
+    with pytest.raises(InputError, match=r"different numbers under one key .*self/nll_mean of generation 0"):
+        table_of(entry.track, [with_nll(3.0), with_nll(3.01)])
+
+
 @pytest.mark.parametrize("commits", [(), ("",), ("0123456789ab", "0123456789ab+dirty")])
 def test_a_source_tree_with_changes_is_marked(computed: Any, commits: tuple[str, ...]) -> None:
     clean = with_data(computed[2]["keep"], lambda data: data["provenance"].update(commits=["0123456789ab"]))

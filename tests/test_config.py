@@ -511,6 +511,12 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
         study(make_config(TEXT), assignment)
 
 
+def test_members_may_have_numbers_as_names(make_config: Make) -> None:
+    named = [f"population.members.{name}={{}}" for name in ("1", "2")]
+    regime = {"kind": "replace", "synthetic_ratio": 0.5}
+    assert len(study(make_config(GAUSSIAN, regime=regime), *named).cells) == 2
+
+
 @pytest.mark.parametrize(
     ("assignment", "said"),
     [
@@ -520,10 +526,7 @@ def test_bad_assignments(make_config: Make, assignment: str) -> None:
         ("resources.micro_batch=3", "learner.train.batch_size: 8 is not a multiple of resources.ranks 1 x "),
         ("learner.model.num_heads=3", "learner.model: width 16 is not a multiple of num_heads 3"),
         ("grid.regime.synthetic_ratio=[0.5, 2]", "regime.synthetic_ratio: found 2"),
-        (
-            "filters.0.n=3",
-            "filters.0.n: 0 would be a place in a list, which is given as a whole; set filters",
-        ),
+        ("filters.0.n=3", "filters.0.n: 0 would be a place in a list, which is given whole; set filters"),
         ("claims.0.name=a", "claims.0.name: 0 would be a place in a list"),  # of which the file has none
     ],
 )
@@ -627,6 +630,9 @@ def test_an_object_of_an_axis_has_the_defaults_that_it_leaves_out(make_config: M
         ["accumulate", None, "examples"],
     ]
     assert find_cells(found, {"regime.kind": "replace", "regime.budget": "examples"}) == [0]
+    stream = {"kind": "stream", "synthetic_ratio": 0.5, "pool": 3.0}
+    found = study(make_config(TEXT, grid={"regime": [regimes[0], stream]}, generations=1))
+    assert [cell.axes["regime.pool"] for cell in found.cells] == [None, 3.0]  # what replace does not read
 
 
 def test_overrides_apply_where_they_match(make_config: Make) -> None:

@@ -1573,9 +1573,12 @@ def test_what_all_ranks_append_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     written.append(0, half, np.ones(25, dtype=np.float32))
     assert kept[0][3] is None and kept[1][3].dtype == np.float64
     with pytest.raises(
-        LearnerError, match=r"scores of what it appends have the shape \[24\], expected \[25\]"
+        LearnerError, match=r"scores of what it appends have the shape \[24\], expected the shape \[25\]"
     ):
         written.append(0, half, np.ones(24))
+    for odd in (["a"] * 25, [[1.0], 2.0]):
+        with pytest.raises(LearnerError, match="the scores of what it appends are no numbers"):
+            written.append(0, half, odd)  # type: ignore[arg-type]
     written.check(50, [(25, 50)])
     with pytest.raises(LearnerError, match="it appends examples up to 25, 50 are needed"):
         written.check(50, [(30, 50)])

@@ -23,7 +23,7 @@ from rich.cells import cell_len
 from harness.cli.grid import _tell
 from harness.cli.results import _print_answers, _print_verdicts
 from harness.cli.tables import print_rows
-from harness.config.schema import Claim, Statistic
+from harness.config.schema import Claim, Statistic, Tracking
 from harness.coordinator.bundles import BundleRun, BundleTask
 from harness.coordinator.session import _told, describe_chains
 from harness.coordinator.summary import RunSummary
@@ -350,11 +350,12 @@ def test_a_study_that_measures_more_is_no_other_one(make_config: Make, tmp_path:
         assert begun == Others(2, measured=True)
         experiment.begin(data, [])
         assert experiment.begin({**data, "learner": {"kind": "kde"}}, []) == Others(2)
-    (line,) = _told(experiment, begun)
+    silent = Tracking(wandb="disabled")
+    (line,) = _told(experiment, begun, silent)
     assert line.startswith(f"{said}this study with another `evaluate` on this store: they stay, and no model")
-    (line,) = _told(experiment, Others(1))
+    (line,) = _told(experiment, Others(1), silent)
     assert line.startswith("experiment normal has 1 chain of another study on this store: they stay, but")
-    assert _told(experiment, Others()) == []
+    assert _told(experiment, Others(), silent) == []
 
 
 def test_equal_reasons_of_failures_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,6 +22,7 @@ from scipy import stats
 
 from harness.components import FILTERS
 from harness.components.filters import DiverseFilter, SelectFilter
+from harness.config import expand, load_file
 from harness.curation.selection import BigramModel, diverse, entropies, select
 from harness.errors import InputError
 from harness.files import seal, write_json
@@ -363,6 +364,20 @@ def test_choices_among_examples_that_score_alike_are_recorded(
             write_json(folder / "fit.json", {name: fit[name] for name in fit if name != "choices"})
             seal(folder)
     assert judging.remarks(prepared, store) == [] and len(ledger.rows(prepared, store)) == 28
+
+
+def test_thresholds_that_none_reaches_where_none_need(tmp_path: Path) -> None:
+    """Of a stream with an anchor the known real examples are left; without models nobody asks a filter."""
+    beyond = {"kind": "select", "score": "log_density", "at_least": 0.0}
+    never = {"kind": "verifier", "score": "log_density", "at_least": 0.0}
+    for changes in (
+        {"regime": {**STREAM, "anchor": 0.5}, "filters": [beyond]},
+        {"generations": 0, "filters": [beyond]},
+        {"regime": {**REPLACE, "synthetic_ratio": 0.0}, "filters": [never]},
+    ):
+        path = tmp_path / "config.yaml"
+        path.write_text(yaml.safe_dump({**BASE, **changes}))
+        assert expand(load_file(path)).base.filters
 
 
 def test_a_filter_that_drops_nothing_is_said(tmp_path: Path) -> None:

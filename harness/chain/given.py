@@ -62,19 +62,23 @@ class Written:
         Raises:
             LearnerError: Its examples are not as wide as the real ones, or its scores not as many as they.
         """
-        if scores is not None and np.shape(scores) != (len(examples),):
-            raise LearnerError(
-                f"{_whose(self.node, 'sample')}: the scores of what it appends have the shape "
-                f"{list(np.shape(scores))}, expected [{len(examples)}]"
-            )
         if scores is not None:
-            scores = np.asarray(scores, dtype=np.float64)
+            try:
+                scores = np.asarray(scores, dtype=np.float64)
+                found = f"have the shape {list(scores.shape)}"
+            except (TypeError, ValueError):
+                scores, found = None, "are no numbers"
+            if scores is None or scores.shape != (len(examples),):
+                raise LearnerError(
+                    f"{_whose(self.node, 'sample')}: the scores of what it appends {found}, expected the "
+                    f"shape [{len(examples)}]"
+                )
         if _is_added(self.node):
             width = self.data.real(self.node.seed, 1).values.shape[1]
             if examples.values.ndim != 2 or examples.values.shape[1] != width:
-                found = list(examples.values.shape)
+                shape = list(examples.values.shape)
                 raise LearnerError(
-                    f"{_whose(self.node, 'sample')}: what it appends has the shape {found}, expected "
+                    f"{_whose(self.node, 'sample')}: what it appends has the shape {shape}, expected "
                     f"[{len(examples)}, {width}] (examples, numbers in an example)"
                 )
             self.shards.add((start, start + len(examples)))

@@ -287,21 +287,21 @@ def _check_score(score: str, data: Any, kind: str) -> None:
 
 def _check_verifier(section: VerifierFilter, data: Any, kind: str) -> None:
     _check_score(section.score, data, kind)
-    if section.false_accept == 0:
-        if section.false_reject == 1:
-            raise ValueError("filters: verifier.false_reject is 1 and false_accept 0, so nothing passes")
-        _check_reach(section, data)
 
 
-def _check_reach(section: VerifierFilter | SelectFilter, data: Any, lowest: bool = False) -> None:
-    """Check that a score can be as high, or as low, as it is asked to be."""
+def _why_none(section: Any, data: Any) -> str:
+    """Why a threshold, or its errors, let no example pass; empty where one may."""
+    errs = section.error if section.kind == "select" else section.false_accept
+    if errs:
+        return ""
+    if section.kind == "verifier" and section.false_reject == 1:
+        return "verifier.false_reject is 1 and false_accept 0"
     asked, bounds = section.at_least, _bounds(section.score, data)
-    if asked is not None and (asked < bounds[0] if lowest else asked > bounds[1]):
-        end = f"{bounds[0]:g} at least" if lowest else f"{bounds[1]:.6g} at most"
-        raise ValueError(
-            f"filters: {section.kind}.at_least is {asked:g}, and {section.score} is {end} with these data, "
-            "so nothing passes"
-        )
+    lowest = section.kind == "select" and section.choose == "lowest"
+    if asked is None or (asked >= bounds[0] if lowest else asked <= bounds[1]):
+        return ""
+    end = f"{bounds[0]:g} at least" if lowest else f"{bounds[1]:.6g} at most"
+    return f"{section.kind}.at_least is {asked:g}, and {section.score} is {end} with these data"
 
 
 def _bounds(score: str, data: Any) -> tuple[float, float]:
@@ -332,8 +332,6 @@ def _check_select(section: SelectFilter, data: Any, kind: str) -> None:
             raise ValueError(f"filters: the score entropy reads text, not {kind} data")
     else:
         _check_score(section.score, data, kind)
-    if section.error == 0:
-        _check_reach(section, data, section.choose == "lowest")
 
 
 def _check_detector(section: DetectorFilter, data: Any, kind: str) -> None:
@@ -374,6 +372,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         1,
         f"{_CODE}:verifier",
         check=_check_verifier,
+        none=_why_none,
         neutral=lambda section: section.false_accept == 1 and section.false_reject == 0,
         knows=_knows,
     ),
@@ -399,6 +398,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         of="pools",
         reference=lambda section: section.reference or 0,
         check=_check_select,
+        none=_why_none,
         knows=_knows,
         neutral=lambda section: section.keep == 1,
         leaves=lambda section, count: count if section.error else _left(section, count),

@@ -19,7 +19,7 @@ from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
-from harness.config.source import Source, get, with_values
+from harness.config.source import Source, get, with_values, within
 from harness.errors import ConfigError
 from harness.terminal import nearest, shown
 
@@ -348,12 +348,12 @@ def _axis_values(source: Source, name: str, values: Any) -> Sequence[Any]:
 
 
 def _given(raw: Mapping[str, Any], config: Config, name: str) -> Any:
-    """A cell's value of a field: as given, else its default; None where its kind has no such field.
+    """A cell's value of a field: as given, else its default; None where its kinds do not read such a field.
 
     An object on an axis need not name every field that another one names.
     """
     given = get(raw, name)
-    if given is None:
+    if given is None and not within(name, config.unread):
         given = get(config.model_dump(mode="json", include={name.partition(".")[0]}), name)
     return given
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -172,12 +173,11 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> str:
         if touched is not None:
             raise TypeError(f"touches the same field as the axis {touched}; set grid.{touched} instead")
     parts = dotted.split(".")
-    for place, part in enumerate(parts):
+    for place, (before, part) in enumerate(itertools.pairwise(parts), start=1):
         whole = ".".join(parts[:place])
-        if whole and part.isdigit() and not isinstance(get(data, whole), Mapping):
-            raise TypeError(
-                f"{part} would be a place in a list, which is given as a whole; set {whole} instead"
-            )
+        # Members and mitigations may have numbers as names.
+        if part.isdigit() and (before in LISTS or isinstance(get(data, whole), list)):
+            raise TypeError(f"{part} would be a place in a list, which is given whole; set {whole} instead")
     put(data, dotted, value)
     return dotted
 
@@ -215,6 +215,8 @@ def _value(dotted: str, text: str) -> Any:
     return None if node is None else Reader("--set", in_file=False).read(node, dotted)
 
 
+LISTS = ("filters", "claims", "overrides")
+"""Sections that are lists."""
 _FIELD = re.compile(
     r"^((?:data|learner|regime|filters|evaluate|resources|generations)(?:\.[a-z_0-9]+)*)(?::)? (.*)$",
     re.DOTALL,
@@ -241,6 +243,11 @@ def has(data: Any, dotted: str) -> bool:
             return False
         data = data[part]
     return True
+
+
+def within(dotted: str, fields: Iterable[str]) -> bool:
+    """Whether a field is one of some, or lies in one."""
+    return any(f"{dotted}.".startswith(f"{field}.") for field in fields)
 
 
 def put(data: dict[str, Any], dotted: str, value: Any) -> None:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from harness.components.filters import ClassifierFilter
 from harness.curation.detector import calibrated, chosen
-from harness.data.model_files import CONFIG, INDEX, WEIGHTS, weight_files
+from harness.data.model_files import CONFIG, INDEX, WEIGHTS, refuse_adapter, weight_files
 from harness.data.reach import asking, hub_error
 from harness.errors import DataError, LearnerError, reason_of
 from harness.files import file_sha256, no_folder
@@ -169,6 +169,7 @@ def _identity(name: str, revision: str | None, field: str) -> tuple[str, str | N
     there = {path.name for path in folder.iterdir() if path.is_file()}
     if not {CONFIG, TOKENIZER} <= there or not {WEIGHTS, INDEX} & there:
         raise DataError(f"{field}: {name} holds no {CONFIG} with {WEIGHTS} and {TOKENIZER} beside it")
+    refuse_adapter(folder, field)
     files = weight_files(folder, field)
     files += [folder / INDEX] if WEIGHTS not in there else []
     files = sorted([*files, *(folder / file for file in (CONFIG, *TOKENIZER_FILES) if file in there)])

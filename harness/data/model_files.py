@@ -58,13 +58,8 @@ def weight_files(folder: Path, field: str) -> list[Path]:
     Whatever else lies there is not read, and says nothing about the model.
 
     Raises:
-        DataError: A file is missing, or an adapter lies there, which some libraries would add to the weights.
+        DataError: A file is missing.
     """
-    if (folder / ADAPTER).exists():
-        raise DataError(
-            f"{field}: {folder} holds an adapter ({ADAPTER}), which is not read; name a folder without one, "
-            "with what it adds merged into the weights"
-        )
     if (folder / WEIGHTS).exists():
         return [folder / WEIGHTS]
     if not (folder / INDEX).exists():
@@ -74,6 +69,19 @@ def weight_files(folder: Path, field: str) -> list[Path]:
         if "/" in shard or not (folder / shard).is_file():
             raise DataError(f"{field}: {folder} lacks {shard}, which {INDEX} names")
     return [folder / shard for shard in sorted(set(places.values()))]
+
+
+def refuse_adapter(folder: Path, field: str) -> None:
+    """Refuse a folder with an adapter beside the weights: some libraries would add it to them, others not.
+
+    Raises:
+        DataError: There is one.
+    """
+    if (folder / ADAPTER).exists():
+        raise DataError(
+            f"{field}: {folder} holds an adapter ({ADAPTER}), which is not read; name a folder without one, "
+            "with what it adds merged into the weights"
+        )
 
 
 def index_of(folder: Path, field: str) -> Mapping[str, str]:

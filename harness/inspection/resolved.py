@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from harness.components import LEARNERS, REGIMES
+from harness.components import LEARNERS
 from harness.config.grid import Point, Study, point_of
 from harness.config.mitigations import SECTION
 from harness.config.population import SECTION as POPULATION
-from harness.config.schema import Config, Evaluate
-from harness.config.source import get, has, put
+from harness.config.source import get, has, put, within
 
 
 @dataclass(frozen=True)
@@ -57,21 +56,9 @@ def resolved(study: Study, number: int) -> list[Value]:
                 origins[field] = f"population ({_line(study, place)})"
         for field in cell.config.population.named[name].set:
             origins[field] = f"member {name} ({_line(study, f'{place}.members.{name}.set.{field}')})"
-    unread = _unread(cell.config)
-    found = [item for item in _walk(study, point, data, "", origins) if not _within(item.path, unread)]
+    unread = cell.config.unread
+    found = [item for item in _walk(study, point, data, "", origins) if not within(item.path, unread)]
     return _with_seeds(study, found) if has(study.source.data, "grid.seed") else found
-
-
-def _unread(config: Config) -> set[str]:
-    """Fields that the cell's regime and learner do not read: they are at their defaults, and say nothing."""
-    regime, learner = REGIMES[config.regime.kind], LEARNERS[config.learner.kind]
-    of_regimes = {name for kind in REGIMES for name in REGIMES[kind].uses} - set(regime.uses)
-    of_evaluate = set(Evaluate.model_fields) - {"metrics", *learner.evaluates}
-    return {f"regime.{name}" for name in of_regimes} | {f"evaluate.{name}" for name in of_evaluate}
-
-
-def _within(path: str, fields: Collection[str]) -> bool:
-    return any(f"{path}.".startswith(f"{field}.") for field in fields)
 
 
 def _with_seeds(study: Study, values: list[Value]) -> list[Value]:

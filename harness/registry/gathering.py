@@ -278,5 +278,9 @@ def releases(*found: Found[Any]) -> dict[str, str]:
 
 
 def packages_of(*found: Found[Any]) -> dict[str, str]:
-    """Kind to the package that adds it, with its version."""
-    return {kind: f"{item.package} {item.release}" for group in found for kind, item in group.added.items()}
+    """Kind to the package that adds it, with its version; or to both that add a kind of this name."""
+    named: dict[str, dict[str, None]] = {}
+    for group in found:
+        for kind, item in group.added.items():
+            named.setdefault(kind, {})[f"{item.package} {item.release}"] = None
+    return {kind: " or ".join(packages) for kind, packages in named.items()}

@@ -11,6 +11,7 @@ import functools
 import inspect
 import re
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, redirect_stdout
@@ -36,6 +37,10 @@ PLACES = (
 )
 """Fields of plug-ins that hold code, or name it."""
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+_IMPORTS = threading.RLock()
+"""Held while standard output is turned aside: two threads would put it back in the wrong order."""
 
 
 class Whose(str):
@@ -186,8 +191,7 @@ def named(place: str | Callable[..., Any], kind: type[Any] | None = None) -> Any
         return _found(place)
     whose = place.whose
     try:
-        with prints_aside():
-            found = place.code if isinstance(place, _Code) else _found(place)
+        found = place.code if isinstance(place, _Code) else _imported(place)
     except (Exception, SystemExit) as error:  # whatever somebody else's module raises when it is imported
         if hasattr(error, "ray_terminate_msg"):  # Ray ends the process
             raise
@@ -230,6 +234,14 @@ def no_verdict(*kinds: type[Exception]) -> Iterator[None]:
         if (whose := asked(error)) is None:
             raise
         raise PluginError(raised(error, whose)) from error
+
+
+def _imported(place: str) -> Any:
+    """What a place names; its module is imported, once in a process, with its prints aside."""
+    if str(place).partition(":")[0] in sys.modules:
+        return _found(place)
+    with _IMPORTS, prints_aside():
+        return _found(place)
 
 
 def prints_aside() -> AbstractContextManager[Any]:

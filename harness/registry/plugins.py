@@ -116,6 +116,7 @@ class FilterPlugin:
         reference: How many of the chain's first real examples it reads (`Known.real`), by its section.
         check: Raises ValueError where the section does not fit a ``data`` section of some kind.
         passing: The share of examples that passes by its section alone, whatever they are.
+        none: Why its section lets nothing of some ``data`` pass, whatever is drawn; else empty.
         neutral: Whether its section lets everything pass, whatever there is: a cell is as without it then.
         leaves: Of pools: how many of so many examples it leaves at most, by its section alone.
         drops: Of training sets: whether it drops every real example, and every synthetic one, by its section
@@ -161,6 +162,7 @@ class FilterPlugin:
     reference: Callable[[Any], Count] = lambda section: 0
     check: Callable[[Any, Any, str], None] = lambda section, data, kind: None
     passing: Callable[[Any], Passing] = lambda section: 1.0
+    none: Callable[[Any, Any], str] = lambda section, data: ""
     neutral: Callable[[Any], bool] = lambda section: False
     leaves: Callable[[Any, int], Count] = lambda section, count: count
     drops: Callable[[Any], tuple[bool, bool]] = lambda section: (False, False)

@@ -140,6 +140,8 @@ class Corpora:
                     kept = file.read(columns=[SCORES])[SCORES].to_numpy()
                     if _sum_of(kept) != (file.schema_arrow.metadata or {})[SCORES.encode()].decode():
                         return None
+            except pa.ArrowMemoryError as error:
+                raise MemoryError(str(error)) from None
             except (DamagedError, KeyError, ValueError, AttributeError, pa.ArrowException):
                 return None
             found.append(kept[end - start :])

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from harness.components import FILTERS, LEARNERS, METRICS, REGIMES, TRACKERS, readable
+from harness.components.regimes import usual_parts
 from harness.config.schema.data import Data, data_kind, unknown_source
 from harness.config.schema.learners import Learner
 from harness.config.schema.population import Population
 from harness.config.schema.regimes import Evaluate, Filter, Regime
 from harness.imports import is_installed
+from harness.records import REAL
 from harness.registry import check_names, no_verdict
 from harness.section import PositiveInt, Seconds, Section, begins
 from harness.terminal import shown
@@ -305,6 +307,7 @@ class Config(Section):
                 raise ValueError(f"filters: {item.kind} reads {', '.join(wanted)}, not {found} data")
             _fits(f"filters.{number}", FILTERS[item.kind].check, item, self.data, found)
         self._check_pool()
+        self._check_passing()
         self._check_source(found)
         return self
 
@@ -324,6 +327,15 @@ class Config(Section):
                 f"regime.select: found {self.regime.select!r}, which keeps as many examples as the filters "
                 "would, and there are none"
             )
+
+    def _check_passing(self) -> None:
+        """Filters that let nothing pass, where generations behind 0 need something that does."""
+        told = [why for item in self.filters if (why := FILTERS[item.kind].none(item, self.data))]
+        # What is known to be real is trained on unjudged, and so is all of a generation without models.
+        if not told or not self.generations or self.regime.anchor or self.regime.refresh:
+            return
+        if any(part.origin != REAL for part in usual_parts(self.regime)):
+            raise ValueError(f"filters: {told[0]}, so nothing passes")
 
     def _check_evaluation(self, kind: str, data: str) -> None:
         read = LEARNERS[kind].evaluates
@@ -371,6 +383,15 @@ class Config(Section):
     def micro_batch(self) -> int:
         """Examples per forward pass and rank."""
         return LEARNERS[self.learner.kind].micro_batch(self)
+
+    @property
+    def unread(self) -> frozenset[str]:
+        """Fields that its regime and learner do not read: they are at their defaults, and say nothing."""
+        regime, learner = REGIMES[self.regime.kind], LEARNERS[self.learner.kind]
+        of_regimes = {name for kind in REGIMES for name in REGIMES[kind].uses} - set(regime.uses)
+        of_evaluate = set(Evaluate.model_fields) - {"metrics", *learner.evaluates}
+        named = [("regime", of_regimes), ("evaluate", of_evaluate)]
+        return frozenset(f"{section}.{name}" for section, names in named for name in names)
 
     @property
     def zero_stage(self) -> int | None:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from harness.config.schema import Model
-from harness.data.model_files import CONFIG, INDEX, WEIGHTS, read_plain, weight_files
+from harness.data.model_files import CONFIG, INDEX, WEIGHTS, read_plain, refuse_adapter, weight_files
 from harness.data.reach import asking, hub_error
 from harness.errors import DataError
 from harness.files import file_sha256, no_folder
@@ -46,6 +46,7 @@ def pretrained_identity(model: Model) -> Pretrained:
     if folder.is_dir():
         if not (folder / CONFIG).is_file():
             raise DataError(f"{FIELD}: {name} holds no {CONFIG}")
+        refuse_adapter(folder, FIELD)
         files = sorted([folder / CONFIG, *weight_files(folder, FIELD)])
         try:
             text = "".join(f"{file.name}:{file_sha256(file)}\n" for file in files)

@@ -43,6 +43,8 @@ class Masters(torch.optim.AdamW):
         copies = []
         for group in groups:
             weights: list[nn.Parameter] = [weight for weight in group["params"] if weight.numel()]
+            if not weights:
+                continue
             # DeepSpeed's lengths are even, and by length fused AdamW decides what it computes as vectors.
             odd = sum(weight.numel() for weight in weights) % 2
             padding = torch.zeros(odd, dtype=weights[0].dtype, device=weights[0].device)

@@ -199,6 +199,7 @@ class Results:
             harness.errors.InputError: There is no such fit, it is no language model, or its weights were
                 freed (``retention``).
         """
+        from harness.data.model_files import ADAPTER_CONFIG
         from harness.store import Store
 
         _check_key(key)
@@ -207,7 +208,7 @@ class Results:
         if not store.has("fits", key):
             self._refuse_bundled(key, key)
             raise InputError(f"{key}: {self.root} has no such fit")
-        if (folder / "adapter_config.json").exists():
+        if (folder / ADAPTER_CONFIG).exists():
             raise InputError(
                 f"{key}: is stored as an adapter in {folder}, which peft opens; harness pull writes the model"
             )

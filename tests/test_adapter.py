@@ -284,7 +284,7 @@ def test_peft_opens_what_is_stored(both: Any, tmp_path: Path) -> None:
     opened = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(first["model"], dtype=torch.float32), last["adapter"]
     ).eval()
-    about = json.loads((Path(last["adapter"]) / adapters.CONFIG).read_text())
+    about = json.loads((Path(last["adapter"]) / adapters.ADAPTER_CONFIG).read_text())
     assert (about["r"], about["lora_alpha"], about["peft_type"]) == (RANK, 4.0, "LORA")
     assert about["base_model_name_or_path"] == first["fit"] and about["fan_in_fan_out"]
     whole = AutoModelForCausalLM.from_pretrained(last["model"], dtype=torch.float32).eval()
@@ -496,7 +496,7 @@ def test_an_adapter_of_a_pretrained_model(ranks: Any, published: Any, tmp_path: 
     for node in nodes_of(prepared):
         assert store.weights_file(node.fit).name == "adapter_model.safetensors"
         assert node.spec.fit.base is None
-        about = store.json("fits", node.fit, adapters.CONFIG)
+        about = store.json("fits", node.fit, adapters.ADAPTER_CONFIG)
         assert about["base_model_name_or_path"] == node.spec.fit.to_json()["learner"]["model"]["pretrained"]
     found = pull(prepared, store, prepared.lineage.chains[0].id, 1, tmp_path / "pulled")
     before = load_file(folder / "model.safetensors")

@@ -1,4 +1,7 @@
-"""Errors of packages' functions while a study is planned are told at the field that asks for the kind."""
+"""Errors of packages' functions are told at the field that asks for the kind.
+
+While a study is planned, and by the process that runs it; gangs and bundles have their own way.
+"""
 
 from __future__ import annotations
 

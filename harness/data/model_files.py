@@ -16,7 +16,7 @@ from harness.files import refuse_pointer
 from harness.terminal import listed
 
 CONFIG, WEIGHTS, INDEX = "config.json", "model.safetensors", "model.safetensors.index.json"
-ADAPTER = "adapter_config.json"
+ADAPTER_CONFIG = "adapter_config.json"
 MAX_HEADER = 100_000_000
 """Bytes of a safetensors header, as the format's own reader allows."""
 FLOATS = ("F64", "F32", "F16", "BF16")
@@ -77,10 +77,10 @@ def refuse_adapter(folder: Path, field: str) -> None:
     Raises:
         DataError: There is one.
     """
-    if (folder / ADAPTER).exists():
+    if (folder / ADAPTER_CONFIG).exists():
         raise DataError(
-            f"{field}: {folder} holds an adapter ({ADAPTER}), which is not read; name a folder without one, "
-            "with what it adds merged into the weights"
+            f"{field}: {folder} holds an adapter ({ADAPTER_CONFIG}), which is not read; name a folder "
+            "without one, with what it adds merged into the weights"
         )
 
 

@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from harness.components import LEARNERS
+from harness.data.model_files import ADAPTER_CONFIG
 from harness.data.real import RealData
 from harness.errors import InputError
 from harness.files import CHECKSUMS, write_json
@@ -123,7 +124,7 @@ def _merged(prepared: Prepared, cell: int, store: Store, node: Node, target: Pat
         if not store.has_weights(spec.base) or not store.sound("fits", spec.base):
             return None
     folder = store.path("fits", spec.key)
-    _copy(folder, target, (*_OURS, ADAPTER, "adapter_config.json"))
+    _copy(folder, target, (*_OURS, ADAPTER, ADAPTER_CONFIG))
     write = named(LEARNERS[prepared.study.cells[cell].config.learner.kind].whole)
     write(spec, folder, base, prepared.executions[cell].models, target)
     return target

@@ -19,6 +19,7 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.components.adapter import Lora
 from harness.config.schema import Model
+from harness.data.model_files import ADAPTER_CONFIG
 from harness.errors import DataError
 from harness.files import write_json
 from harness.imports import is_installed
@@ -31,7 +32,6 @@ from harness.terminal import nearest, shown
 
 VERSION = 1
 """Of the code that an adapter's result depends on; part of every key."""
-CONFIG = "adapter_config.json"
 PREFIX, A, B = "base_model.model.", ".lora_A", ".lora_B"
 """Parts of the names of tensors in a file that peft writes."""
 NAME = "default"
@@ -302,7 +302,7 @@ def write_adapter(
     )
     plain = _config(section, transposed, base, revision).to_dict() | {"inference_mode": True}
     plain["target_modules"] = sorted(plain["target_modules"])
-    write_json(folder / CONFIG, json.loads(json.dumps(plain, default=str)))
+    write_json(folder / ADAPTER_CONFIG, json.loads(json.dumps(plain, default=str)))
 
 
 def is_adapter(folder: Path) -> bool:

@@ -67,13 +67,24 @@ def cpu_device() -> str:
 
     Processors of different models add up in different orders, and give different digits.
     """
+    found = _said_of_processor("model name", "Processor\t")
+    return f"cpu, {found or platform.processor() or platform.machine()}"
+
+
+@cache
+def processor_maker() -> str:
+    """Who made the CPU, in its own word: ``GenuineIntel``, ``AuthenticAMD``; empty where none is said."""
+    return _said_of_processor("vendor_id")
+
+
+def _said_of_processor(*names: str) -> str:
+    """What the kernel says first under one of these names, of any processor; empty for nothing."""
     try:
         lines = _PROCESSORS.read_text(errors="replace").splitlines()
     except OSError:
         lines = []
-    names = (line.partition(":")[2] for line in lines if line.startswith(("model name", "Processor\t")))
-    found = next((" ".join(name.split()) for name in names if name.strip()), "")
-    return f"cpu, {found or platform.processor() or platform.machine()}"
+    said = (line.partition(":")[2] for line in lines if line.startswith(names))
+    return next((" ".join(words.split()) for words in said if words.strip()), "")
 
 
 def cpu_quota() -> float | None:

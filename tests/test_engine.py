@@ -22,7 +22,7 @@ from harness.components.adapter import Lora
 from harness.components.objectives import Anchor
 from harness.config.schema import Model, Sample, Train
 from harness.learners.language_model import adapter as adapters
-from harness.learners.language_model import compiled, scoring
+from harness.learners.language_model import compiled, products, scoring
 from harness.learners.language_model.compiled import Loss, compile_fit, forget, loss_of, programs
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
 from harness.learners.language_model.filling import hidden
@@ -235,9 +235,12 @@ SECTION = Lora(kind="lora", rank=2, targets=("attn.c_proj",))
 
 
 @pytest.mark.parametrize(
-    "case", ["llama", "anchor", "among", "filled", "recomputed", "adapted", "odd vocabulary", "bf16"]
+    "case",
+    ["llama", "anchor", "among", "filled", "recomputed", "adapted", "odd vocabulary", "bf16", "onednn"],
 )
-def test_what_a_fit_is_asked_for_can_be_compiled(case: str, traced: None) -> None:
+def test_what_a_fit_is_asked_for_can_be_compiled(
+    case: str, traced: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As one program without breaks, with the gradients of the plain one."""
     tokens = torch.from_numpy(np.random.default_rng(0).integers(1, 50, (3, 20)))
     tokens[:, :4] = 0
@@ -245,6 +248,8 @@ def test_what_a_fit_is_asked_for_can_be_compiled(case: str, traced: None) -> Non
     reference = torch.randn((3, 20, 61)) if case == "anchor" else None
     anchor = Anchor(loss="kl", weight=0.5) if case == "anchor" else None
     loss = Loss(tokens.roll(-1, dims=1), 50 if case == "among" else None, anchor, reference)
+    monkeypatch.setattr(products, "is_faster", lambda: case == "onednn")
+    monkeypatch.setattr(products, "MANY", 0)
     found = []
     for is_compiled in (False, True):
         model = small("llama" if case == "llama" else "gpt2", dropout=0.1).train()

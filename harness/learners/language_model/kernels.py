@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from harness.errors import LearnerError
 from harness.learners.language_model.cuda import align_head
+from harness.learners.language_model.products import use_onednn
 
 IN_FP32 = "harness_sdpa_in_fp32"
 """Name of `_attention_in_fp32` among transformers' attention functions."""
@@ -136,7 +137,7 @@ def fuse_layers(model: PreTrainedModel) -> PreTrainedModel:
         match type(module).__name__, dict(module.named_children()):
             case "GPT2MLP", {"c_fc": Conv1D() as layer, "act": _Gelu()}:
                 module.c_fc, module.act = _LinearGelu(layer), nn.Identity()
-    return model
+    return use_onednn(model)
 
 
 def prepare_fit(
@@ -145,7 +146,8 @@ def prepare_fit(
     """Give a model that will be fitted the kernels for a device, in place.
 
     On a GPU the head gets aligned shapes. On a CPU, torch's backward pass of attention in bf16 takes five
-    times as long as in fp32 (docs/LOG.md), so attention is computed in fp32.
+    times as long as in fp32 (docs/LOG.md), so attention is computed in fp32. Products in fp32 are oneDNN's
+    where it is faster.
 
     Args:
         model: The model.
@@ -162,6 +164,7 @@ def prepare_fit(
         align_head(model)
     elif model.config._attn_implementation in ("sdpa", BY_STEPS):
         model.set_attn_implementation(IN_FP32)
+    use_onednn(model)
     if recompute:
         # The way that keeps no graph of its own would need inputs with gradients, and warns of that.
         enable = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import shutil
@@ -26,8 +27,8 @@ from harness.store.store import WEIGHTS
 
 torch = pytest.importorskip("torch")
 
+from harness.learners.language_model import batches, drift, sampling, scoring
 from harness.learners.language_model import model as models
-from harness.learners.language_model import sampling
 from harness.learners.language_model.drawing import choose, distribution
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.schedule import Schedule, learning_rate, plan_steps
@@ -604,3 +605,142 @@ def test_data_are_split_by_document(make_config: Make, tmp_path: Path) -> None:
     text = "def résumé(x): # ünïcode ☃\n    return x"
     assert corpus.decode(corpus.encode(text)) == text
     assert corpus.counts.sum() == corpus.supply * 16
+
+
+# --- scoring in batches of few widths -----------------------------------------------------------------------
+
+WIDEST, FILLER = 128, 39
+ENDS = (0, 1, 2, 31, 32, 33, 34, 63, 64, 65, 66, 90, 127, 128, 128, 128, 7, 40, 60, 20)
+WAYS: dict[str, dict[str, Any]] = {
+    "bos": {"bos": 0},
+    "nothing in front": {"bos": None},
+    "prompts": {"bos": None, "masked": 40},
+    "prompts behind bos": {"bos": 0, "masked": 40},
+    "filled prompts": {"bos": None, "masked": 40, "fill": FILLER},
+    "known tokens": {"bos": 0, "tokens": 30},
+}
+
+
+@pytest.fixture(scope="module", params=["gpt2", "llama"])
+def reader(request: pytest.FixtureRequest) -> Any:
+    section = Model(architecture=request.param, num_layers=2, width=16, num_heads=2, context=WIDEST)
+    made = models.new_model(section, 40, WIDEST, 0, 0, seed=1).eval()
+    for parameter in made.parameters():
+        parameter.data *= 4.0
+    return made
+
+
+def of_many_lengths(way: dict[str, Any]) -> Examples:
+    """Examples that end at `ENDS`, anything behind them; filled up in front where a way says so."""
+    draw = np.random.default_rng(2)
+    values = draw.integers(1, 30, (len(ENDS), WIDEST)).astype(np.int32)
+    if "fill" in way:
+        for row, filled in enumerate(draw.integers(0, way["masked"], len(ENDS))):
+            values[row, :filled] = FILLER
+    return Examples(values, np.array(ENDS, np.int32))
+
+
+def one_by_one(model: Any, examples: Examples, way: dict[str, Any]) -> np.ndarray:
+    """Nats of each token: every sequence alone, without what fills it up, in fp64."""
+    model, bos, masked = copy.deepcopy(model).double(), way["bos"], way.get("masked", 0)
+    found = np.zeros(examples.values.shape)
+    for row, (values, length) in enumerate(zip(examples.values, examples.lengths, strict=True)):
+        kept = [place for place in range(length) if values[place] != way.get("fill")]
+        read = ([] if bos is None else [bos]) + [int(values[place]) for place in kept]
+        if len(read) < 2:
+            continue
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([read[:-1]]), use_cache=False).logits[0].double()
+        nll = -logits[:, : way.get("tokens")].log_softmax(-1)[range(len(read) - 1), read[1:]].numpy()
+        for place, nats in zip(kept[len(kept) - len(nll) :], nll, strict=True):
+            found[row, place] = nats * (place >= masked)
+    return found
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_scores_are_those_of_each_sequence_alone(reader: Any, way: dict[str, Any], monkeypatch: Any) -> None:
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 3 * WIDEST)
+    examples = of_many_lengths(way)
+    wanted = one_by_one(reader, examples, way)
+    by_token = score(reader, examples, by_token=True, **way)
+    np.testing.assert_allclose(by_token, wanted, atol=2e-5)
+    assert ((by_token == 0) == (wanted == 0)).all() and np.count_nonzero(wanted) > 500
+    np.testing.assert_allclose(score(reader, examples, **way), wanted.sum(axis=1), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+def test_a_score_has_the_same_bits_in_any_company(
+    reader: Any, way: dict[str, Any], precision: Any, monkeypatch: Any
+) -> None:
+    """Whatever else is scored, in any order, on any number of ranks; by token, too."""
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 3 * WIDEST)
+    model, examples = copy.deepcopy(reader).to(models.DTYPES[precision]), of_many_lengths(way)
+    whole = {by_token: score(model, examples, by_token=by_token, **way) for by_token in (False, True)}
+    assert not np.isnan(whole[True]).any()
+    draw = np.random.default_rng(3)
+    for count, ranks in ((1, 1), (2, 2), (9, 2), (len(ENDS), 2), (3 * len(ENDS), 3)):
+        rows = draw.choice(len(ENDS), count)
+        part = Examples(examples.values[rows], examples.lengths[rows])
+        for by_token, wanted in whole.items():
+            shares = [
+                score(model, part, rank=r, world_size=ranks, by_token=by_token, **way) for r in range(ranks)
+            ]
+            assert (sum(~np.isnan(share) for share in shares) == 1).all()
+            assert np.array_equal(np.nansum(shares, axis=0), wanted[rows])
+
+
+def shapes_read(model: Any, examples: Examples, monkeypatch: Any, **how: Any) -> list[tuple[int, ...]]:
+    """Shapes of what a model reads while it scores."""
+    found, forward = [], model.forward
+
+    def read(input_ids: Any, **options: Any) -> Any:
+        found.append(tuple(input_ids.shape))
+        return forward(input_ids=input_ids, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "forward", read)
+        score(model, examples, 0, **how)
+    return found
+
+
+def test_short_sequences_are_not_read_as_wide_as_long_ones(reader: Any, monkeypatch: Any) -> None:
+    draw = np.random.default_rng(4)
+    values = draw.integers(1, 30, (300, WIDEST)).astype(np.int32)
+    lengths = np.clip(draw.gamma(2, 15, 300).astype(np.int32) + 2, 2, WIDEST)
+    examples, widths = Examples(values, lengths), (32, 64, 128)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", 2048)
+    shapes, rows = shapes_read(reader, examples, monkeypatch), {128: 16, 64: 4, 32: 8}
+    own = np.array(widths)[np.searchsorted(widths, lengths)]
+    assert shapes == [
+        (size, width) for width, size in rows.items() for _ in range(-(-int((own == width).sum()) // size))
+    ]
+    read = sum(math.prod(shape) for shape in shapes)
+    assert read < 0.45 * 19 * 2048, "they were read in 19 batches of full width"
+    assert read < (own.sum() + sum(map(math.prod, zip(rows, rows.values(), strict=True)))), "few fill up"
+    shares = [shapes_read(reader, examples, monkeypatch, rank=r, world_size=2) for r in (0, 1)]
+    assert sorted(shares[0] + shares[1]) == sorted(shapes)
+    for width in widths:
+        one, other = (sum(shape[1] == width for shape in share) for share in shares)
+        assert abs(one - other) <= 1
+
+
+def test_blocks_of_text_are_read_as_they_lie(reader: Any, monkeypatch: Any) -> None:
+    full = Examples.full(np.ones((70, WIDEST), np.int32))
+    assert shapes_read(reader, full, monkeypatch) == 2 * [(64, WIDEST)]
+    assert shapes_read(reader, full, monkeypatch, few=True) == 5 * [(16, WIDEST)]
+    narrow = Examples(np.ones((3, 40), np.int32), np.array([0, 1, 40], np.int32))
+    assert shapes_read(reader, narrow, monkeypatch) == [(204, 40)], "too narrow to be halved"
+
+
+@pytest.mark.parametrize("name", ["bos", "nothing in front", "filled prompts"])
+def test_drift_does_not_depend_on_widths(reader: Any, name: str, monkeypatch: Any) -> None:
+    way = WAYS[name]
+    examples, other = of_many_lengths(way), copy.deepcopy(reader)
+    for parameter in other.parameters():
+        parameter.data *= 1.05
+    monkeypatch.setattr(drift, "BATCH_TOKENS", 3 * WIDEST)
+    about = (other, reader, examples, way["bos"], way.get("masked", 0), lambda: None, way.get("fill"))
+    found = drift.drift(*about)
+    monkeypatch.setattr(batches, "HALVINGS", 0)
+    assert found == pytest.approx(drift.drift(*about), rel=1e-5) and found[1] > 1e-3

@@ -38,7 +38,7 @@ compared probabilities among the known ones with probabilities among all."""
 DRIFT_VERSION = 1
 """Of how far a language model has moved from generation 0's (`drift/...`)."""
 SCORES_VERSION = 1
-"""Of the values per example that are kept beside a record: raised where they change.
+"""Of the values per example that are kept beside a record: raised where they change by more than rounding.
 
 It is in no key: where the weights are gone that would be needed to compute them, an evaluation takes them
 from an earlier one of the same fit and corpus that had other metrics or prompts.

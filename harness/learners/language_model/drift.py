@@ -9,8 +9,8 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
+from harness.learners.language_model.batches import batches
 from harness.learners.language_model.cuda import inference
-from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.scoring import IGNORED, with_bos
 from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
@@ -73,21 +73,20 @@ def drift(
         bos: Token before every example; None for none.
         masked: Tokens at the start of every example that count nothing.
         tick: Told of every batch.
-        fill: Token that fills prompts up, and is hidden; None where nothing is.
+        fill: Token that fills prompts up in front, which is not read; None where nothing does.
 
     Returns:
         Shape [3].
     """
     device = next(model.parameters()).device
-    size = max(1, BATCH_TOKENS // examples.values.shape[1])
     similarity, entropy, divergence, count = Similarity(), 0.0, 0.0, 0
     with inference(device):
-        for start in range(0, len(examples), size):
-            inputs, targets = with_bos(examples.take(slice(start, start + size)), bos, device, masked)
-            counts, hides = targets != IGNORED, hidden(inputs, fill)
+        for batch in batches(examples, BATCH_TOKENS, BATCH_TOKENS, int(bos is None), fill):
+            inputs, targets = with_bos(batch.examples, bos, device, masked - batch.first)
+            counts = targets != IGNORED
             found = []
             for one in (model, first):
-                read = one(input_ids=inputs, use_cache=False, output_hidden_states=True, **hides)
+                read = one(input_ids=inputs, use_cache=False, output_hidden_states=True)
                 found.append(
                     (read.logits[counts].float().log_softmax(dim=-1), read.hidden_states[-1][counts])
                 )

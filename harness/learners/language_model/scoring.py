@@ -13,8 +13,8 @@ from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
 
 from harness.components.objectives import Anchor
+from harness.learners.language_model.batches import Batch, batches
 from harness.learners.language_model.cuda import inference
-from harness.learners.language_model.filling import hidden
 from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
 
@@ -23,10 +23,13 @@ FEW = 2**23
 """Logits up to which what the backward pass needs is kept, 32 MiB; of more it is computed again."""
 ENTRIES = {"cpu": 2**18, "cuda": 2**28}
 """Logits that are made fp32 together: they stay in a CPU's cache; on a GPU launches should be few."""
+NARROW = {"cpu": 8, "cuda": 2}
+"""The tokens of a batch by those of one that is not of full width: the last of each width is filled up, which
+should cost little. On a CPU small batches take hardly longer a token (docs/LOG.md); on a GPU they do."""
 
 
 def with_bos(
-    examples: Examples, bos: int | None, device: torch.device, masked: int = 0
+    examples: Examples, bos: int | None, device: torch.device, masked: int | npt.NDArray[np.int64] = 0
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Inputs and targets of a causal model.
 
@@ -34,18 +37,17 @@ def with_bos(
         examples: Shape [batch, width].
         bos: Token before every example, so that its first token is predicted too; None for none.
         device: Where the tensors go.
-        masked: Tokens at the start of every example that are no targets.
+        masked: Tokens at the start of every example, or of each, that are no targets.
 
     Returns:
         Inputs and targets, both [batch, width] (width - 1 without bos); targets behind an example's end, and
         masked ones, are `IGNORED`.
     """
     tokens = torch.from_numpy(np.ascontiguousarray(examples.values, dtype=np.int64))
-    used = (
-        torch.arange(tokens.shape[1])[None, :] < torch.from_numpy(examples.lengths.astype(np.int64))[:, None]
-    )
+    place = torch.arange(tokens.shape[1])[None, :]
+    used = place < torch.from_numpy(examples.lengths.astype(np.int64))[:, None]
+    used &= place >= torch.as_tensor(masked).view(-1, 1)
     targets = torch.where(used, tokens, IGNORED)
-    targets[:, :masked] = IGNORED
     if bos is None:
         return tokens[:, :-1].to(device), targets[:, 1:].to(device)
     first = torch.full((len(tokens), 1), bos, dtype=torch.int64)
@@ -219,8 +221,9 @@ def score(
 ) -> npt.NDArray[np.float64]:
     """Nats per sequence of this rank's share of the examples.
 
-    Every batch has the same shape, padded where needed, so that a sequence's value does not depend on how
-    many there are.
+    A sequence is read in the least of a few widths that holds it (`batches`), and every batch of one width
+    has the same shape, padded where needed: so its value depends neither on how many others there are nor
+    on their lengths.
 
     Args:
         model: The model.
@@ -231,8 +234,9 @@ def score(
         tick: Told of every batch.
         masked: Tokens at the start of every example that count nothing.
         by_token: Give them by token.
-        fill: Token that fills prompts up; None where nothing is hidden.
-        few: Examples are few and the model may be large, as where something is hidden.
+        fill: Token that fills prompts up in front, which is not read: a prompt stands alone. None where
+            nothing does.
+        few: Examples are few and the model may be large, as where something is filled up.
         tokens: Under the distribution over the first so many, which is what is drawn from where a model
             scores more than its tokenizer knows; over all when None.
 
@@ -242,20 +246,24 @@ def score(
     device = next(model.parameters()).device
     # Where examples are few and models large, filling a batch up would take most of the time.
     most = BATCH_TOKENS // 4 if few or fill is not None else BATCH_TOKENS
-    size = max(1, most // examples.values.shape[1])
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):
-        for number, start in enumerate(range(0, len(examples), size)):
-            if number % world_size != rank:
-                continue
-            part = examples.take(slice(start, start + size))
-            short = size - len(part)
-            padded = Examples(np.pad(part.values, ((0, short), (0, 0))), np.pad(part.lengths, (0, short)))
-            inputs, targets = with_bos(padded, bos, device, masked)
-            logits = model(input_ids=inputs, use_cache=False, **hidden(inputs, fill)).logits
+        narrow, unread = most // NARROW[device.type], int(bos is None)
+        for batch in batches(examples, most, narrow, unread, fill, rank, world_size):
+            padded, first = batch.filled()
+            inputs, targets = with_bos(padded, bos, device, masked - first)
+            logits = model(input_ids=inputs, use_cache=False).logits
             nll = token_nll(logits[..., :tokens], targets)
-            nll = torch.nn.functional.pad(nll, (width - nll.shape[1], 0)) if by_token else nll.sum(dim=1)
+            found = (nll if by_token else nll.sum(dim=1))[: len(batch.rows)].double().cpu().numpy()
             tick()
-            result[start : start + len(part)] = nll[: len(part)].double().cpu().numpy()
+            result[batch.rows] = _placed(found, batch, width) if by_token else found
     return result
+
+
+def _placed(nll: npt.NDArray[np.float64], batch: Batch, width: int) -> npt.NDArray[np.float64]:
+    """Nats of a batch's tokens where these stand in examples of a width; 0 at all others."""
+    read = batch.examples.values.shape[1]
+    found = np.zeros((len(nll), width + read))  # what is behind an example's end may be behind the width
+    np.put_along_axis(found, batch.first[:, None] + np.arange(read - nll.shape[1], read), nll, axis=1)
+    return found[:, :width]

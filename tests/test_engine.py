@@ -386,7 +386,7 @@ def test_drift_is_what_its_formulas_say(monkeypatch: pytest.MonkeyPatch) -> None
     made = np.random.default_rng(0)
     values, lengths = made.integers(0, 61, (7, 12)).astype(np.int32), made.integers(3, 13, 7).astype(np.int32)
     models = small("gpt2"), small("llama")
-    monkeypatch.setattr(drift, "BATCH_TOKENS", 24)
+    monkeypatch.setattr(drift, "BATCH_TOKENS", {"cpu": 24})
     found = drift.drift(*models, Examples(values, lengths), 0, 2, lambda: None)
     used = torch.from_numpy((np.arange(12) >= 2) & (np.arange(12) < lengths[:, None]))
     inputs = torch.from_numpy(np.pad(values[:, :-1], ((0, 0), (1, 0)))).long()

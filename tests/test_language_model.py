@@ -659,7 +659,7 @@ def one_by_one(model: Any, examples: Examples, way: dict[str, Any]) -> np.ndarra
 
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 def test_scores_are_those_of_each_sequence_alone(reader: Any, way: dict[str, Any], monkeypatch: Any) -> None:
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 3 * WIDEST)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": 4 * WIDEST})
     examples = of_many_lengths(way)
     wanted = one_by_one(reader, examples, way)
     by_token = score(reader, examples, by_token=True, **way)
@@ -674,7 +674,7 @@ def test_a_score_has_the_same_bits_in_any_company(
     reader: Any, way: dict[str, Any], precision: Any, monkeypatch: Any
 ) -> None:
     """Whatever else is scored, in any order, on any number of ranks; by token, too."""
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 3 * WIDEST)
+    monkeypatch.setattr(scoring, "BATCH_TOKENS", {"cpu": 4 * WIDEST})
     model, examples = copy.deepcopy(reader).to(models.DTYPES[precision]), of_many_lengths(way)
     whole = {by_token: score(model, examples, by_token=by_token, **way) for by_token in (False, True)}
     assert not np.isnan(whole[True]).any()
@@ -709,8 +709,7 @@ def test_short_sequences_are_not_read_as_wide_as_long_ones(reader: Any, monkeypa
     values = draw.integers(1, 30, (300, WIDEST)).astype(np.int32)
     lengths = np.clip(draw.gamma(2, 15, 300).astype(np.int32) + 2, 2, WIDEST)
     examples, widths = Examples(values, lengths), (32, 64, 128)
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 2048)
-    shapes, rows = shapes_read(reader, examples, monkeypatch), {128: 16, 64: 4, 32: 8}
+    shapes, rows = shapes_read(reader, examples, monkeypatch), {128: 16, 64: 16, 32: 32}
     own = np.array(widths)[np.searchsorted(widths, lengths)]
     assert shapes == [
         (size, width) for width, size in rows.items() for _ in range(-(-int((own == width).sum()) // size))
@@ -727,10 +726,9 @@ def test_short_sequences_are_not_read_as_wide_as_long_ones(reader: Any, monkeypa
 
 def test_blocks_of_text_are_read_as_they_lie(reader: Any, monkeypatch: Any) -> None:
     full = Examples.full(np.ones((70, WIDEST), np.int32))
-    assert shapes_read(reader, full, monkeypatch) == 2 * [(64, WIDEST)]
-    assert shapes_read(reader, full, monkeypatch, few=True) == 5 * [(16, WIDEST)]
+    assert shapes_read(reader, full, monkeypatch) == 5 * [(16, WIDEST)]
     narrow = Examples(np.ones((3, 40), np.int32), np.array([0, 1, 40], np.int32))
-    assert shapes_read(reader, narrow, monkeypatch) == [(204, 40)], "too narrow to be halved"
+    assert shapes_read(reader, narrow, monkeypatch) == [(51, 40)], "too narrow to be halved"
 
 
 @pytest.mark.parametrize("name", ["bos", "nothing in front", "filled prompts"])
@@ -739,7 +737,7 @@ def test_drift_does_not_depend_on_widths(reader: Any, name: str, monkeypatch: An
     examples, other = of_many_lengths(way), copy.deepcopy(reader)
     for parameter in other.parameters():
         parameter.data *= 1.05
-    monkeypatch.setattr(drift, "BATCH_TOKENS", 3 * WIDEST)
+    monkeypatch.setattr(drift, "BATCH_TOKENS", {"cpu": 3 * WIDEST})
     about = (other, reader, examples, way["bos"], way.get("masked", 0), lambda: None, way.get("fill"))
     found = drift.drift(*about)
     monkeypatch.setattr(batches, "HALVINGS", 0)

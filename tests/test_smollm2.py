@@ -50,7 +50,9 @@ def test_a_chat_model_answers_and_learns_from_its_answers(
     """Through its own template, with prompts of several lengths: an adapter of generation 0's full fit learns
     from one answer to each prompt, a right one where the task's checker finds one, another adapter from pairs
     of the model's own likelihood."""
-    monkeypatch.setattr(scoring, "BATCH_TOKENS", 4 * 4 * 34)  # few examples are scored, and none to fill up
+    monkeypatch.setattr(
+        scoring, "BATCH_TOKENS", {"cpu": 4 * 34}
+    )  # few examples are scored, and none to fill up
     place = {"kind": "pretrained", "name": str(smollm2)}
     config = make_config(
         {

@@ -51,7 +51,6 @@ def widths(full: int) -> list[int]:
 def batches(
     examples: Examples,
     tokens: int,
-    narrow: int,
     unread: int = 0,
     fill: int | None = None,
     rank: int = 0,
@@ -65,8 +64,7 @@ def batches(
 
     Args:
         examples: Shape [num_examples, width].
-        tokens: Of a batch of full width.
-        narrow: Of a batch of any other; never more than ``tokens``.
+        tokens: Of a batch of full width; of narrower ones, each of which is to be filled up, half of it.
         unread: Tokens at the end of each that no model reads: 1 where nothing stands in front of them.
         fill: Token that fills examples up in front; None where nothing does.
         rank: This rank reads batches rank, rank + world_size, ...
@@ -80,7 +78,7 @@ def batches(
     own = known[np.searchsorted(known, lengths - first)]
     number = 0
     for width in map(int, known[::-1]):
-        size = max(1, tokens // full if width == full else narrow // (width - unread))
+        size = max(1, tokens // full if width == full else tokens // 2 // (width - unread))
         wide = np.flatnonzero(own == width)
         for start in range(0, len(wide), size):
             number += 1

@@ -81,7 +81,7 @@ def drift(
     device = next(model.parameters()).device
     similarity, entropy, divergence, count = Similarity(), 0.0, 0.0, 0
     with inference(device):
-        for batch in batches(examples, BATCH_TOKENS, BATCH_TOKENS, int(bos is None), fill):
+        for batch in batches(examples, BATCH_TOKENS[device.type], int(bos is None), fill):
             inputs, targets = with_bos(batch.examples, bos, device, masked - batch.first)
             counts = targets != IGNORED
             found = []

@@ -23,9 +23,6 @@ FEW = 2**23
 """Logits up to which what the backward pass needs is kept, 32 MiB; of more it is computed again."""
 ENTRIES = {"cpu": 2**18, "cuda": 2**28}
 """Logits that are made fp32 together: they stay in a CPU's cache; on a GPU launches should be few."""
-NARROW = {"cpu": 8, "cuda": 2}
-"""The tokens of a batch by those of one that is not of full width: the last of each width is filled up, which
-should cost little. On a CPU small batches take hardly longer a token (docs/LOG.md); on a GPU they do."""
 
 
 def with_bos(
@@ -245,12 +242,11 @@ def score(
     """
     device = next(model.parameters()).device
     # Where examples are few and models large, filling a batch up would take most of the time.
-    most = BATCH_TOKENS // 4 if few or fill is not None else BATCH_TOKENS
+    most = BATCH_TOKENS["cpu" if few or fill is not None else device.type]
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):
-        narrow, unread = most // NARROW[device.type], int(bos is None)
-        for batch in batches(examples, most, narrow, unread, fill, rank, world_size):
+        for batch in batches(examples, most, int(bos is None), fill, rank, world_size):
             padded, first = batch.filled()
             inputs, targets = with_bos(padded, bos, device, masked - first)
             logits = model(input_ids=inputs, use_cache=False).logits

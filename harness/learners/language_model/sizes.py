@@ -54,8 +54,9 @@ def kept_values(model: Model) -> int:
     return 11 * model.width + 4 * mlp if model.architecture == "llama" else 9 * model.width + 2 * mlp
 
 
-BATCH_TOKENS = 8192
-"""Tokens in one forward pass when scoring."""
+BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+"""Tokens in one forward pass when scoring. The last batch of a width is filled up, which should cost little:
+on a CPU small ones take hardly longer a token (docs/LOG.md); on a GPU they do."""
 LIBRARIES = 600 * 2**20
 """Bytes of a rank that has imported everything and computed nothing (docs/LOG.md)."""
 COMPILER = 800 * 2**20
@@ -169,11 +170,12 @@ def memory_per_rank(
     # On a CPU keys and values are in fp32 (`kernels.read_by_steps`).
     cache = work.rows * work.length * num_layers * 2 * width * (size if work.on_gpu else 4)
     # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
-    scoring = parameters * size + BATCH_TOKENS * size * (vocab_size + 12 * width)
+    together = BATCH_TOKENS["cuda" if work.on_gpu else "cpu"]
+    scoring = parameters * size + together * size * (vocab_size + 12 * width)
     if (
         work.drift
     ):  # hidden states of all layers, and fp32 log-probabilities of both with what they are made of
-        scoring += parameters * size + BATCH_TOKENS * (num_layers * width * size + 3 * vocab_size * 4)
+        scoring += parameters * size + together * (num_layers * width * size + 3 * vocab_size * 4)
     return Memory(
         weights=parameters * size // (ranks if stage >= 3 else 1) + work.reference * parameters * size,
         gradients=trained * size // (ranks if stage >= 2 else 1),

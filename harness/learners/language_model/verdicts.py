@@ -135,7 +135,7 @@ def verdicts(
         Shape [num_examples]; NaN where another rank asks.
     """
     device = next(model.parameters()).device
-    size = max(1, BATCH_TOKENS // 4 // questions.length)
+    size = max(1, BATCH_TOKENS["cpu"] // questions.length)
     result = np.full(len(examples), np.nan)
     rows = questions.of(examples)
     with inference(device):

@@ -21,7 +21,9 @@ from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.score import table_of
 from harness.board.seeds import listed_chains
 from harness.board.verify import verified
+from harness.config.grid import find_cells
 from harness.errors import InputError
+from harness.learners.analytic.learner import AnalyticLearner as Analytic
 from harness.science import key_of
 from harness.store import Store
 
@@ -98,20 +100,69 @@ def test_processors_of_two_models_may_round_otherwise(
         table_of(entry.track, [on(names[0], 0.0), on(names[0], 1e-6)])
 
 
-def test_last_digits_of_own_text_contradict_nobody(computed: Any) -> None:
-    """They depend on how many texts were drawn at once; the score's must not."""
+@pytest.mark.parametrize(
+    ("drawn", "value", "contradicts"),
+    [
+        (((), ()), 3.0001, False),
+        (((128,), ()), 3.0001, False),
+        (((128,), (16,)), 3.0001, False),
+        (((16, 128), (16, 128)), 3.0001, False),
+        (((128,), (16,)), 3.01, True),
+        (((128,), (128,)), 3.0001, True),
+        (((128,), (128,)), 3.0 + 1e-7, True),
+        (((128,), (128,)), 3.0 + 1e-10, False),
+    ],
+)
+def test_last_digits_of_own_text(
+    computed: Any, drawn: tuple[tuple[int, ...], ...], value: float, contradicts: bool
+) -> None:
+    """They depend on how many texts were drawn at once: where that was the same they must not differ."""
     entry = computed[2]["keep"]
 
-    def with_nll(value: float) -> Entry:
+    def with_nll(value: float, sizes: tuple[int, ...], metric: str = "self/nll_mean") -> Entry:
         def change(data: dict[str, Any]) -> None:
             count = len(data["seeds"]["3"]["metrics"][METRIC])
-            data["seeds"]["3"]["metrics"]["self/nll_mean"] = [value] * count
+            data["seeds"]["3"]["metrics"][metric] = [value] * count
+            if sizes:
+                data["provenance"]["sample_batches"] = sizes
 
         return with_data(entry, change)
 
-    table_of(entry.track, [with_nll(3.0), with_nll(3.0001)])
-    with pytest.raises(InputError, match=r"different numbers under one key .*self/nll_mean of generation 0"):
-        table_of(entry.track, [with_nll(3.0), with_nll(3.01)])
+    pair = [with_nll(3.0, drawn[0]), with_nll(value, drawn[1])]
+    if contradicts:
+        message = r"different numbers under one key .*self/nll_mean of generation 0"
+        with pytest.raises(InputError, match=message):
+            table_of(entry.track, pair)
+    else:
+        table_of(entry.track, pair)
+    with pytest.raises(InputError, match="different numbers under one key"):  # whatever the sizes
+        table_of(entry.track, [with_nll(v, d, METRIC) for v, d in zip((3.0, 3.0 + 1e-7), drawn, strict=True)])
+
+
+def test_an_entry_says_how_many_were_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all generations, the baseline's too, or nothing; both where a corpus was resumed in another size."""
+    config = write(tmp_path / "study", {"keep": {"regime.synthetic_ratio": 0.5}}, seeds=list(range(5)))
+    one_by_one(config, generations=1)
+    silent = entries_of(config, run_all(config, tmp_path / "silent")[1].root)["keep"]
+    assert silent.provenance.sample_batches == ()
+    describe = Analytic.describe
+    monkeypatch.setattr(Analytic, "describe", lambda self: {**describe(self), "sample_batch": 40})
+    prepared, store = run_all(config, tmp_path / "root")
+    entry = entries_of(config, store.root)["keep"]
+    assert entry.provenance.sample_batches == (40,)
+    assert verified(entry, store.root).lines == ()
+    older = with_data(entry, lambda data: data["provenance"].pop("sample_batches"))
+    assert verified(older, store.root).lines == (), "the same runs, of which it says less"
+    late = with_data(older, lambda data: data["cost"].update(device_hours=1e-9))
+    assert any(line.startswith("cost.device_hours") for line in verified(late, store.root).lines)
+    (none,) = find_cells(prepared.study, {"mitigation": "none"})
+    node = next(prepared.lineage.nodes[c.nodes[1]] for c in prepared.lineage.chains if c.cell == none)
+    store.corpora.append(node.corpus, 0, store.corpora.load(node.corpus, 16))
+    assert entries_of(config, store.root)["keep"].provenance.sample_batches == (16, 40)
+    shutil.copytree(tmp_path / "silent/evaluations" / node.evaluation, tmp_path / "earlier")
+    shutil.rmtree(store.root / "evaluations" / node.evaluation)
+    shutil.move(tmp_path / "earlier", store.root / "evaluations" / node.evaluation)
+    assert entries_of(config, store.root)["keep"].provenance.sample_batches == ()
 
 
 @pytest.mark.parametrize("commits", [(), ("",), ("0123456789ab", "0123456789ab+dirty")])

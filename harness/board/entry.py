@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from harness.board.declared import Declared, claimed, declared_of
@@ -82,6 +83,9 @@ class EntryProvenance(Section):
     devices: tuple[str, ...]
     versions: dict[str, tuple[str, ...]]
     finished: str
+    sample_batches: tuple[Annotated[int, Field(gt=0)], ...] = ()
+    """How many examples were drawn at once, of the track's seeds and the baseline's, each number once,
+    in order; empty where that is not known of all, where nothing is drawn so, and in older entries."""
 
     @property
     def dirty(self) -> bool:
@@ -252,7 +256,7 @@ def _entry(results: _Results, mitigation: str, said: Mapping[str, Any] | str | N
         cost=EntryCost(
             device_hours=results.device_hours(own, official), training_examples=examples, times_baseline=times
         ),
-        provenance=_provenance(own),
+        provenance=_provenance(own, results.sample_batches((cell, none), official)),
         experiment=prepared.study.base.experiment,
         declared=declared_of(prepared, store, cell, own, said),
         controls=_controls(results, mitigation),
@@ -342,6 +346,26 @@ class _Results:
             )
         return found
 
+    def sample_batches(self, cells: Sequence[int], official: set[str]) -> tuple[int, ...]:
+        """How many examples were drawn at once in these cells; empty where a generation does not say it.
+
+        A record has the last size alone; where a corpus was resumed in another one, its shards have both.
+        """
+        name, own = "provenance/sample_batch", self._rows.own
+        chains = [c.cell in cells and str(c.seed) in official for c in self._chains]
+        wanted = np.array(chains, dtype=np.bool_)[self._rows.chain]
+        if name not in own.column_names:
+            return ()
+        sizes = own[name].filter(pa.array(wanted))
+        if sizes.null_count:
+            return ()
+        found = set(sizes.unique().to_pylist())
+        for place, count in Counter(self._rows.chain[wanted].tolist()).items():
+            for key in self._chains[place].nodes[:count]:
+                corpus = self.prepared.lineage.nodes[key].corpus
+                found |= {stop - start for start, stop in self.store.corpora.shards(corpus)}
+        return tuple(sorted(found))
+
     def device_hours(self, own: Any, official: set[str]) -> float:
         """Hours of devices (GPUs; CPU processes where there are none) that the track's seeds took.
 
@@ -378,7 +402,7 @@ def _corpora(prepared: Prepared, store: Store, chain: Chain, generations: int) -
     return tuple(found)
 
 
-def _provenance(own: Any) -> EntryProvenance:
+def _provenance(own: Any, sample_batches: tuple[int, ...]) -> EntryProvenance:
     def distinct(name: str) -> tuple[str, ...]:
         return tuple(sorted(map(str, own[name].dropna().unique()))) if name in own.columns else ()
 
@@ -389,6 +413,7 @@ def _provenance(own: Any) -> EntryProvenance:
         devices=distinct("provenance/device"),
         versions={name.removeprefix("provenance/versions/"): distinct(name) for name in versions},
         finished=finished[-1] if finished else "",
+        sample_batches=sample_batches,
     )
 
 

@@ -108,7 +108,7 @@ def _undue(entry: Entry, again: Entry) -> Iterator[str]:
     for seed in mine.keys() & theirs.keys():
         one, other = (result.model_dump(mode="json") for result in (mine[seed], theirs[seed]))
         yield from _differences(one, other, f"other_seeds.{seed}")
-    if entry.provenance != again.provenance:
+    if not _same_runs(entry, again):
         return
     before, after = (None if e.declared is None else e.declared.model_dump() for e in (entry, again))
     yield from _differences(before, after, "declared")
@@ -117,9 +117,17 @@ def _undue(entry: Entry, again: Entry) -> Iterator[str]:
         yield f"cost.device_hours: the entry has {shown(hours[0])}, the artifacts say {shown(hours[1])}"
 
 
+def _same_runs(entry: Entry, again: Entry) -> bool:
+    """Whether two entries say the same of how, where and when, as far as an older one says it."""
+    mine, theirs = entry.provenance, again.provenance
+    if "sample_batches" not in mine.model_fields_set:
+        theirs = theirs.model_copy(update={"sample_batches": mine.sample_batches})
+    return mine == theirs
+
+
 def _notes(entry: Entry, again: Entry) -> tuple[str, ...]:
     """What differs and may be of a later run, or of another one in another store."""
-    if entry.provenance == again.provenance:
+    if _same_runs(entry, again):
         return ()
     return (
         "its device-hours, claims, source and machine are not those of the runs in this store: not compared",

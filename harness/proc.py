@@ -8,7 +8,7 @@ import gc
 import os
 import platform
 import resource
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib import metadata
 from pathlib import Path
@@ -17,8 +17,8 @@ TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3
 """Parameters of glibc's ``mallopt``."""
 KEPT = 2**31 - 1
 """Freed bytes that stay with the process: all."""
-OWN_MAPPING = 2**30
-"""Bytes from which a block is taken from the kernel and given back by itself."""
+OWN_MAPPING, LARGE = 2**30, 2**20
+"""Bytes from which a block is the kernel's as soon as it is freed, in a fit and where rows are read."""
 _PROCESSORS = Path("/proc/cpuinfo")
 _MEMBERSHIP = Path("/proc/self/cgroup")
 _CONTROL_GROUPS = Path("/sys/fs/cgroup")
@@ -157,10 +157,24 @@ def keep_freed() -> None:
     to the kernel each time, and the kernel fills every page anew: a tenth of a small model's step, a fifth of
     a score. What the environment says (``MALLOC_...``) stays.
     """
+    _adjust({TRIM_THRESHOLD: KEPT, MMAP_THRESHOLD: OWN_MAPPING})
+
+
+def _adjust(parameters: Mapping[int, int]) -> None:
     adjust = getattr(ctypes.CDLL(None), "mallopt", None)  # glibc's own
     if adjust is not None and not any(name.startswith("MALLOC_") for name in os.environ):
-        adjust(TRIM_THRESHOLD, KEPT)
-        adjust(MMAP_THRESHOLD, OWN_MAPPING)
+        for name, value in parameters.items():
+            adjust(name, value)
+
+
+def large_blocks_apart() -> None:
+    """Let large blocks be the kernel's again as soon as they are freed.
+
+    Unless it is told a size, glibc keeps blocks like those that were freed before, up to 32 MB each: of
+    millions of rows, whose columns come and go, up to 40 MB. What the environment says (``MALLOC_...``)
+    stays.
+    """
+    _adjust({MMAP_THRESHOLD: LARGE})
 
 
 def give_back() -> None:

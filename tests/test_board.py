@@ -17,7 +17,7 @@ from bundled import assert_mean, run_bundles
 from chains import run_all
 from conftest import harness
 
-from harness.board.build import build_site, site_files, tables_of
+from harness.board.build import build_site, content_of, site_files, tables_of
 from harness.board.entry import Entry, read_entry, write_entry
 from harness.board.entry_page import entry_page
 from harness.board.pages import track_page
@@ -433,7 +433,9 @@ def test_a_seed_without_its_number_is_not_ranked(computed: Any, values: list[Any
     assert [line.entry.mitigation for line in table.lines] == ["none", "keep"]
     assert table.lines[1].rank is None and table.lines[1].unranked == unranked
     for name, content in site_files([table]):
-        assert not re.search(r"(?<![a-z])(nan|inf)(?![a-z])", content.decode(), re.IGNORECASE), name
+        assert not re.search(r"(?<![a-z])(nan|inf)(?![a-z])", content_of(content).decode(), re.IGNORECASE), (
+            name
+        )
 
 
 def test_who_has_diverged_is_said(computed: Any) -> None:

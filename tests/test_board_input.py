@@ -13,13 +13,15 @@ from boards import METRIC, MITIGATIONS, TRACK, compute, entries_of, one_by_one, 
 from bundled import run_bundles
 from chains import run_all
 from conftest import harness
+from pydantic import ValidationError
 
 from harness import proc
 from harness.board.build import read_entries, read_verifications, tables_of
 from harness.board.declared import _declaration
-from harness.board.entry import Entry, read_entry, write_entry
+from harness.board.entry import Entry, SeedResult, read_entry, write_entry
 from harness.board.score import table_of
 from harness.board.seeds import listed_chains
+from harness.board.values import MetricValues
 from harness.board.verify import verified
 from harness.config.grid import find_cells
 from harness.errors import InputError
@@ -163,6 +165,32 @@ def test_an_entry_says_how_many_were_drawn_at_once(tmp_path: Path, monkeypatch: 
     shutil.rmtree(store.root / "evaluations" / node.evaluation)
     shutil.move(tmp_path / "earlier", store.root / "evaluations" / node.evaluation)
     assert entries_of(config, store.root)["keep"].provenance.sample_batches == ()
+
+
+def test_values_of_a_metric_are_as_a_tuple(computed: Any) -> None:
+    """They take 8 bytes each, and read and are written as a tuple of numbers and None does."""
+    entry = computed[2]["keep"]
+    for plain in ((1.5, None, -0.0, 1e-7, 3.0), (0.1, 0.2), (None,), ()):
+        values = MetricValues(plain)
+        assert values == plain and plain == tuple(values) and hash(values) == hash(plain)
+        assert values == MetricValues(plain) and values != MetricValues((*plain, 1.0))
+        assert (len(values), repr(values), values[:1]) == (len(plain), repr(plain), plain[:1])
+        assert [values[g] for g in range(-len(plain), len(plain))] == [*plain, *plain]
+
+        def change(data: dict[str, Any], plain: Any = plain) -> None:
+            data["seeds"]["3"]["metrics"][METRIC] = plain
+
+        changed = with_data(entry, change)
+        assert changed.seeds["3"].metrics[METRIC] == plain and isinstance(
+            changed.seeds["3"].metrics[METRIC], MetricValues
+        )
+        assert json.loads(changed.content)["seeds"]["3"]["metrics"][METRIC] == [*plain]
+    assert MetricValues((1.0, None)) != (1.0, 0.0) and MetricValues((1.0,)) != [1.0]
+    with pytest.raises(IndexError):
+        MetricValues(())[0]
+    for odd, found in (([1.0, "x"], "1.*unable to parse"), ([float("inf")], "0.*finite"), ("ab", ".*tuple")):
+        with pytest.raises(ValidationError, match=rf"(?s)metrics\.x\.?{found}"):
+            SeedResult(chain="c", state="complete", metrics={"x": odd})
 
 
 @pytest.mark.parametrize("commits", [(), ("",), ("0123456789ab", "0123456789ab+dirty")])

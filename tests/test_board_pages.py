@@ -21,7 +21,7 @@ from boards import compute, with_data, with_value
 from conftest import harness
 from pydantic import ValidationError
 
-from harness.board.build import build_site, read_entries, site_files, tables_of
+from harness.board.build import build_site, content_of, read_entries, site_files, tables_of
 from harness.board.checked import verification
 from harness.board.drawing import Scale, interval, time_of
 from harness.board.entry import Entry, read_entry, write_entry
@@ -235,7 +235,8 @@ def test_versions_of_a_track_are_tables_of_their_own(computed: Any, tmp_path: Pa
 def test_an_earlier_version_says_so_and_leads_to_the_newest(computed: Any) -> None:
     entries = list(computed[2].values())
     newer = with_data(entries[0], lambda data: data["track"].update(version=2))
-    files = {name: content.decode() for name, content in site_files(tables_of([*entries, newer]))}
+    made = site_files(tables_of([*entries, newer]))
+    files = {name: content_of(content).decode() for name, content in made}
     old, new = files["small-version-1.html"], files["small.html"]
     assert '<a href="small.html">the newest table</a>' in old and "the newest table" not in new
     assert old.count("stale: version 1 of the track; the newest is 2</span>") == len(entries)

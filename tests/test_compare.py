@@ -6,6 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from bundled import run_bundles
@@ -87,6 +88,8 @@ def test_studies_are_compared_in_what_all_measure(make_config: Make, tmp_path: P
     found = together(parts)
     ((table, axes),) = found.tables
     assert headline(table) == headline(found.rows) == "test/nll"
+    assert table is found.rows, "a million rows are not there twice"
+    assert np.shares_memory(table.generation, table.own["generation"].chunk(0).to_numpy())
     assert [line["cell"] for line in summary_table(table, axes)["lines"]] == [["gaussian"], ["kde"]]
     alone = together(parts[:1]).tables[0][0]
     assert headline(alone) == "gaussian/log_variance"

@@ -276,7 +276,9 @@ def test_rows_are_the_same_columns_however_chains_are_kept(make_config: Make, tm
         ledger.write(rows, form, tmp_path / form)
         written = read(tmp_path / form)  # type: ignore[operator]
         assert written["provenance/host"].tolist() == frame["provenance/host"].tolist()
-    bare, keys = ledger.rows(prepared, store, provenance=True, keys=False).to_pandas(), ["key", "parent_key"]
+    keys = ["fit", "key", "parent_key"]
+    bare = ledger.rows(prepared, store, provenance=True, keys=False).to_pandas()
+    assert bare[keys].isna().all(axis=None) and not frame[["fit", "key"]].isna().any(axis=None)
     pd.testing.assert_frame_equal(bare.drop(columns=keys), frame.drop(columns=keys))
 
 

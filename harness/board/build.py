@@ -18,7 +18,7 @@ from typing import Any
 from harness.board.checked import SUFFIX, Verification
 from harness.board.entry import Entry, read_entry
 from harness.board.entry_page import entry_page
-from harness.board.immutable import read_immutable
+from harness.board.immutable import Immutable, read_immutable
 from harness.board.pages import answer, file_of, index_page, safe, track_page, values_of
 from harness.board.rules import other_rules
 from harness.board.score import TrackTable, table_of
@@ -26,7 +26,7 @@ from harness.config.schema import science
 from harness.config.shipped import tracks
 from harness.config.track import Track, read_track
 from harness.errors import DamagedError, InputError
-from harness.files import dump_json, read_json, write_atomic
+from harness.files import dump_json, file_sha256, read_json, write_atomic
 from harness.reporting.tables import to_csv
 from harness.terminal import listed, visible
 
@@ -64,11 +64,11 @@ def build_site(folder: Path, out: Path, answers: bool = False) -> Iterator[str]:
         if (out / name).is_dir():  # before anything is written
             raise InputError(f"--out: {out / name} is a folder, and a page is to be there")
     try:
-        for name, content in files.items():
+        for name, part in files.items():
             target = out / name
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not target.exists() or target.read_bytes() != content:
-                write_atomic(target, content)
+            if not _is_there(target, part):
+                write_atomic(target, content_of(part))
         for name in _pages(before) - files.keys():
             (out / name).unlink(missing_ok=True)
     except OSError as error:
@@ -76,9 +76,22 @@ def build_site(folder: Path, out: Path, answers: bool = False) -> Iterator[str]:
     for table in tables:
         if answers and not table.stale:
             yield f"{visible(table.track.title)}: {unescape(re.sub('</?b>', '', answer(table)))}"
-    yield from _changes(before, json.loads(files["board.json"]))
+    yield from _changes(before, json.loads(content_of(files["board.json"])))
     yield from _otherwise(tables)
     yield from _left_out(foreign, checks, tables)
+
+
+def content_of(part: Immutable | bytes) -> bytes:
+    """A file of the board; large ones are not kept, and written out anew."""
+    return part if isinstance(part, bytes) else part.content
+
+
+def _is_there(target: Path, part: Immutable | bytes) -> bool:
+    if not target.exists():
+        return False
+    if isinstance(part, bytes):
+        return target.read_bytes() == part
+    return file_sha256(target) == part.sha256
 
 
 def _otherwise(tables: Iterable[TrackTable]) -> Iterator[str]:
@@ -201,8 +214,8 @@ def _newest(group: Sequence[Entry]) -> tuple[bool, int, int, str]:
     return own, group[0].track.version, len(group), max(entry.provenance.finished for entry in group)
 
 
-def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
-    """Every file of the board by its name in the board's folder."""
+def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, Immutable | bytes]]:
+    """Every file of the board by its name in the board's folder; entries as such, for they are large."""
     board: dict[str, Any] = {"tracks": {}}
     everything: list[Entry] = []
     for table in tables:
@@ -218,13 +231,13 @@ def site_files(tables: Sequence[TrackTable]) -> Iterator[tuple[str, bytes]]:
             everything.append(line.entry)
             checks = table.checks.get(line.entry.name, ())
             yield file_of(line.entry), entry_page(line, line.entry, table.name, checks).encode()
-            yield line.entry.name, line.entry.content
+            yield line.entry.name, line.entry
         for entry in table.superseded:
             checks = table.checks.get(entry.name, ())
             yield file_of(entry), entry_page(None, entry, table.name, checks).encode()
-            yield entry.name, entry.content
+            yield entry.name, entry
         for found in table.checks.values():
-            yield from ((item.name, item.content) for item in found)
+            yield from ((item.name, item) for item in found)
     yield "index.html", index_page(tables, _waiting(tables)).encode()
     yield "board.json", dump_json(board)
     yield "feed.xml", _feed(everything)

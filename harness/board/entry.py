@@ -18,6 +18,7 @@ from harness.board.immutable import Immutable, read_immutable, write_immutable
 from harness.board.rules import check_rules, overlap_of
 from harness.board.seeds import listed_chains, with_seeds
 from harness.board.texts import EntrySample, samples_of
+from harness.board.values import MetricValues, Number
 from harness.components import REGIMES
 from harness.config.grid import find_cells
 from harness.config.mitigations import AXIS, NAME, SECTION
@@ -35,7 +36,6 @@ from harness.terminal import cut
 
 FORMAT = 1
 """Of an entry's file; raised where its meaning changes."""
-Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class SeedResult(Section):
@@ -62,7 +62,7 @@ class SeedResult(Section):
     """Of the fits, by generation; of a bundled chain its own."""
     corpora: tuple[str, ...] = ()
     """SHA-256 of the examples that the metrics read, by generation; a bundled chain keeps no corpora."""
-    metrics: dict[str, tuple[Number | None, ...]] = {}
+    metrics: dict[str, MetricValues] = {}
     """By name, a value a generation; null where it is not finite."""
 
 
@@ -306,7 +306,7 @@ class _Results:
 
     def __init__(self, prepared: Prepared, store: Store, states: Mapping[str, ChainState]) -> None:
         self.prepared, self.store, self.states = prepared, store, states
-        self._rows = ledger.rows(prepared, store, provenance=True)
+        self._rows = ledger.rows(prepared, store, provenance=True, keys=False)
         self._chains = prepared.chains
         self._cells = np.array([chain.cell for chain in self._chains])[self._rows.chain]
         self._seeds: dict[int, dict[str, SeedResult]] = {}
@@ -331,11 +331,12 @@ class _Results:
         for chain in (chain for chain in self._chains if chain.cell == cell):
             own, state = places.get(chain.id, nowhere), self.states[chain.id]
             metrics = {
-                name: tuple(None if v != v else v for v in values[name][own].tolist())
+                name: MetricValues([None if v != v else v for v in values[name][own].tolist()])
                 for name in sorted(names)
                 if not np.isnan(values[name][own]).all()
             }
-            keys = bundled.get(chain.id) or tuple(rows["key"].iloc[own])
+            nodes = (self.prepared.lineage.nodes[key] for key in chain.nodes[: len(own)])
+            keys = bundled.get(chain.id) or tuple(node.fit for node in nodes)
             found[str(chain.seed)] = SeedResult(
                 chain=chain.id,
                 state=state.state,

@@ -152,7 +152,7 @@ def _verdict(line: Scored) -> str:
 
 def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> PlottedCurve:
     found: list[Aggregate] = []
-    rows = [(result.metrics.get(name, ()), result.state) for result in seeds.values()]
+    rows = [(list(result.metrics.get(name, ())), result.state) for result in seeds.values()]
     for generation in range(max((len(row) for row, _ in rows), default=0)):
         values = [plain(row[generation]) for row, _ in rows if len(row) > generation]
         ended = sum(state == "diverged" for row, state in rows if len(row) <= generation)

@@ -246,10 +246,11 @@ def _rise(result: SeedResult | None, metric: str, sign: float, length: int) -> f
     """Of a whole chain; what has other generations than its configuration says is none."""
     if result is None or result.state != "complete":
         return None
-    values = result.metrics.get(metric, ())
-    if len(values) != length or values[0] is None or values[-1] is None:
+    values: Sequence[float | None] = result.metrics.get(metric, ())
+    if len(values) != length:
         return None
-    return plain(sign * (values[-1] - values[0]))
+    first, last = values[0], values[-1]
+    return None if first is None or last is None else plain(sign * (last - first))
 
 
 def _until(result: SeedResult, metric: str, change: float) -> float:
@@ -372,6 +373,8 @@ def _drawn_alike(one: Entry, other: Entry) -> bool:
 def _differ(one: SeedResult, other: SeedResult, drawn: float) -> str:
     """What differs first; empty where nothing does. ``drawn``: the tolerance of `DRAWN`."""
     for name in one.metrics.keys() & other.metrics.keys():
+        if one.metrics[name] == other.metrics[name]:
+            continue
         tolerance = drawn if name.startswith(DRAWN) else TOLERANCE
         for generation, (a, b) in enumerate(zip(one.metrics[name], other.metrics[name], strict=False)):
             equal = a == b or (a is not None and b is not None and math.isclose(a, b, rel_tol=tolerance))

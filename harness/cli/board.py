@@ -25,6 +25,7 @@ from harness.cli.app import (
     tell_damage,
 )
 from harness.errors import InputError
+from harness.imports import arrow_gives_back
 
 if TYPE_CHECKING:
     from harness.board.entry import Entry
@@ -67,6 +68,7 @@ def add(
             if name not in names:
                 allowed = f"allowed: {', '.join(names)}{nearest(name, names)}"
                 raise InputError(f"--mitigation: found {shown(name)}, {allowed}")
+        arrow_gives_back()
         # all before any is written: a study that breaks a rule adds nothing
         entries = make_entries(prepared, store, mitigation or names)
         written = [(entry, write_entry(entry, to)) for entry in entries]

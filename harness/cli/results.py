@@ -37,6 +37,7 @@ from harness.cli.app import (
 from harness.cli.tables import GAP, cell, least_widths, print_lines, print_rows, screen_width
 from harness.errors import InputError
 from harness.imports import arrow_gives_back, arrow_without_pandas
+from harness.proc import give_back
 from harness.stop import Stop
 from harness.terminal import counted, noun, shown
 
@@ -287,17 +288,22 @@ def compare(
             f"found {given}, expected two studies or more, and --root once for all or once for each (in the "
             "order of the studies)"
         )
-    arrow_gives_back()
-    damaged, parts = 0, []
+    damaged, studies, parts = 0, [], []
     with tempfile.TemporaryDirectory(prefix="harness-") as scratch:
         for number, (config, store_root) in enumerate(zip(configs, roots, strict=True)):
             existing_store(store_root, writes=False)
             place = Path(scratch) / str(number)
             place.mkdir()
-            prepared, store = prepare(config, None, store_root, str(place))
+            studies.append(prepare(config, None, store_root, str(place)))
+        arrow_without_pandas()
+        arrow_gives_back()
+        for (prepared, store), store_root in zip(studies, roots, strict=True):
             parts.append((prepared, ledger.rows(prepared, store, keys=False), store_root))
             damaged = max(damaged, tell_damage(store))
         found = together(parts)
+        # the rows alone are needed: of millions, their chains are much
+        del studies, parts, prepared, store
+        give_back()
     if not len(found.rows) and not damaged:
         raise InputError("; ".join(found.absent))
     _print_answers(found.rows, found.axes, found.seeds, found.tables, found.absent)

@@ -176,7 +176,9 @@ class InBundles(Stored):
         owner, start_of, size = np.array(found, dtype=np.int64).reshape(-1, 3).T
         chain_of = np.repeat(owner, size)
         places_of = order[np.repeat(start_of - (np.cumsum(size) - size), size) + np.arange(size.sum())]
-        columns = {"generation": table["generation"], "fit": pc.add(table["generation"], 1)}
+        columns = {"generation": table["generation"]}
+        if keys:
+            columns["fit"] = pc.add(table["generation"], 1)
         named = {"key": "fit", "status": "status", "parent_key": "parent"} if keys else {"status": "status"}
         columns |= {name: table[stored] for name, stored in named.items()}
         metrics = {name: table[name] for name in table.column_names if "/" in name}

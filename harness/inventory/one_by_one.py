@@ -146,7 +146,7 @@ class OneByOne(Stored):
                 parent = row["key"]
         table = to_table(found)
         if found and not keys:
-            table = table.drop_columns(["key", "parent_key"])
+            table = table.drop_columns(["fit", "key", "parent_key"])
         return np.array(places, dtype=np.int64), table
 
     def _row(self, key: str, provenance: bool) -> dict[str, Any] | None:

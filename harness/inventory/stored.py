@@ -87,7 +87,7 @@ class Stored(ABC):
 
         Args:
             provenance: Add how, where and when each was computed.
-            keys: With the keys of fits and of those before them.
+            keys: With the fits, their keys and those of the ones before them.
 
         Returns:
             Whose each row is, by its place among `chains`, and the columns; a value that is not finite is

@@ -166,8 +166,8 @@ def _changes(
     for part in series:
         longest[part.cell] = max(longest.get(part.cell, 0), int(table.generation[part.places[-1]]))
         ended[part.cell] = ended.get(part.cell, 0) + (part.ended is not None)
-    pairs: dict[tuple[Any, ...], dict[str, list[tuple[float, float]]]] = {
-        cell: {name: [] for name in values} for cell, last in longest.items() if last > 0 or ended[cell]
+    ends: dict[tuple[Any, ...], list[tuple[int, int]]] = {
+        cell: [] for cell, last in longest.items() if last > 0 or ended[cell]
     }
     for part in series:
         first, last = part.places[0], part.places[-1]
@@ -176,20 +176,19 @@ def _changes(
             and 0 < table.generation[last] == longest[part.cell]
             and not table.generation[first]
         ):
-            for name, column in values.items():
-                pairs[part.cell][name].append((float(column[first]), float(column[last])))
+            ends[part.cell].append((int(first), int(last)))
     # where nobody says with which seeds, those of another cell say nothing of this one
     everyone, own = set(seeds) | {part.seed for part in series}, dict[tuple[Any, ...], set[int]]()
     for part in series:
         own.setdefault(part.cell, set()).add(part.seed)
     found = {
         cell: {
-            name: _change(
-                np.array(numbers).reshape(-1, 2), ended[cell], len(everyone if seeds else own[cell])
-            )
-            for name, numbers in of_cell.items()
+            name: _change(column[places], ended[cell], len(everyone if seeds else own[cell]))
+            for name, column in values.items()
         }
-        for cell, of_cell in pairs.items()
+        for cell, places in (
+            (cell, np.array(pairs, dtype=np.int64).reshape(-1, 2)) for cell, pairs in ends.items()
+        )
     }
     return found, longest
 

@@ -78,13 +78,16 @@ def together(parts: Sequence[tuple[Prepared, Rows, Path]]) -> Compared:
     if shared is not None:  # what all of them measure can be compared, what each begins with cannot
         groups = {shared: [place for place, (_, rows, _) in enumerate(parts) if len(rows)]}
     lead = () if shared is None else (shared,)
-    tables = []
+    whole, tables = _rows(names, axes, parts, lead), []
     for metric, places in groups.items():
         some = [parts[place] for place in places]
-        if metric is not None:
+        if metric is None:
+            continue
+        if len(some) == len(parts):  # the same rows, of which much is remembered, are not there twice
+            tables.append((whole, axes))
+        else:
             own = _axes(some)
             tables.append((_rows([names[place] for place in places], own, some, lead), own))
-    whole = _rows(names, axes, parts, lead)
     chains = [chain for prepared, _, _ in parts for chain in prepared.chains]
     return Compared(
         tuple(names),
@@ -147,6 +150,9 @@ def _rows(
     own = [rows.own for _, rows, _ in parts if len(rows)] or [pa.table({})]
     leads = {tuple(rows.leads) for _, rows, _ in parts}  # of one track, or none
     table = pa.concat_tables(own, promote_options="permissive")
+    if "generation" in table.column_names:  # in one piece, which is read as it is and not copied
+        at = table.column_names.index("generation")
+        table = table.set_column(at, "generation", table["generation"].combine_chunks())
     if not lead and len(leads) == 1:
         lead = leads.pop()
     return Rows(shared, np.concatenate(places), table, lead, stopped, learners)

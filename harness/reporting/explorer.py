@@ -10,6 +10,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from harness.config.naming import cell_names, words
 from harness.metrics.catalogue import about
 from harness.reporting.palette import styles
@@ -48,7 +50,7 @@ def explorer(
     shown = [axis for axis in axes if axis not in HIDDEN_AXES]
     cells = list(dict.fromkeys(series.cell for series in rows.series(shown)))
     drawn = styles(cells)
-    steps = thinned(sorted(set(rows.generation.tolist())), STEPS)
+    steps = thinned(np.unique(rows.generation).tolist(), STEPS)
     each = len(cells) * len(metrics)
     while len(steps) > 2 and each * len(steps) * 5 > NUMBERS:
         steps = thinned(steps, max(2, len(steps) // 2))

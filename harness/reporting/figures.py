@@ -113,10 +113,12 @@ def chosen(rows: Rows) -> ChosenMetrics:
     sentences, ends = list[str](), dict[str, list[int]]()
     for metric, title in titles.items():
         values = rows.values(metric)
-        known = values[~np.isnan(values)]
+        absent = np.isnan(values)
+        known = values[~absent] if absent.any() else values
         if not len(known):
             continue
         low, high = float(known.min()), float(known.max())
+        del known  # of millions of rows it is much, beside what is compared below
         if high - low <= FLAT * max(abs(low), abs(high)):
             flat[metric] = title
             at = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
@@ -155,11 +157,11 @@ def _one_quantity(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) 
     known = ~np.isnan(one)
     if not np.array_equal(known, ~np.isnan(other)):
         return False
-    one, other = one[known], other[known]
+    if not known.all():
+        one, other = one[known], other[known]
     if not _same_order(one, other):
         return False
-    scales = [list(_scales(values)) for values in (one, other)]
-    return any(_on_a_line(x, y) for x in scales[0] for y in scales[1])
+    return any(_on_a_line(x, y) for x in _scales(one) for y in _scales(other))
 
 
 def _same_order(one: npt.NDArray[np.float64], other: npt.NDArray[np.float64]) -> bool:

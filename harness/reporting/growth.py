@@ -255,7 +255,7 @@ def growths(
     """
     table = Rows.of(rows)
     values = table.values(metric)
-    cells: dict[tuple[Any, ...], list[tuple[Floats, Floats]]] = {}
+    cells: dict[tuple[Any, ...], list[npt.NDArray[np.int64]]] = {}
     ended: dict[tuple[Any, ...], int] = {}
     known = set(seeds)
     for part in table.series(axes):
@@ -264,20 +264,20 @@ def growths(
         if part.ended is not None:
             ended[part.cell] = ended.get(part.cell, 0) + 1
             continue
-        curve = values[part.places]
-        there = np.isfinite(curve)
-        cells[part.cell].append((table.generation[part.places][there].astype(np.float64), curve[there]))
+        there = np.isfinite(values[part.places])
+        cells[part.cell].append(part.places if there.all() else part.places[there])
     found = {}
     for cell, parts in cells.items():
-        last = max((g[-1] for g, _ in parts if len(g)), default=0)
-        longest = max((len(g) for g, _ in parts), default=0)
-        whole = [(g, v) for g, v in parts if len(g) == longest and g[-1] == last] if longest > 1 else []
-        whole = [
-            (g, v) for g, v in whole if np.array_equal(g, whole[0][0])
-        ]  # seeds may lack another one each
+        at = table.generation
+        last = max((at[places[-1]] for places in parts if len(places)), default=0)
+        longest = max((len(places) for places in parts), default=0)
+        whole = [p for p in parts if len(p) == longest and at[p[-1]] == last] if longest > 1 else []
+        # seeds may lack another one each
+        whole = [places for places in whole if np.array_equal(at[places], at[whole[0]])]
         if whole:
             absent = max(0, len(known) - ended.get(cell, 0) - len(whole))
-            found[cell] = _growth(whole[0][0], np.stack([v for _, v in whole]), ended.get(cell, 0), absent)
+            generations = at[whole[0]].astype(np.float64)
+            found[cell] = _growth(generations, values[np.stack(whole)], ended.get(cell, 0), absent)
     return found
 
 

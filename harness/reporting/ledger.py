@@ -27,7 +27,8 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool 
         prepared: The study.
         store: The store.
         provenance: Add how, where and when each was computed; the rest is deterministic.
-        keys: With the keys of fits and of those before them, two fifths of what a closed form's rows take.
+        keys: With the fits, their keys and those of the ones before them, half of what a closed form's rows
+            take. Without, the status is a dictionary.
 
     Returns:
         One row per committed generation: `IDENTITY`, the axes by dotted name, the metrics; a metric that is
@@ -56,11 +57,15 @@ def rows(prepared: Prepared, store: Store, provenance: bool = False, keys: bool 
             parts.append((np.array([place[chain.id] for chain in way.chains])[of_way], own))
     if len(parts) < 2:
         chain, own = parts[0] if parts else (np.zeros(0, dtype=np.int64), pa.table({}))
-        return Rows(shared, chain, own, leads, stopped, learners)
-    chain = np.concatenate([owner for owner, _ in parts])
-    order = np.argsort(chain, kind="stable")
-    own = pa.concat_tables([own for _, own in parts], promote_options="permissive")
-    return Rows(shared, chain[order], own.take(order), leads, stopped, learners)
+    else:
+        chain = np.concatenate([owner for owner, _ in parts])
+        order = np.argsort(chain, kind="stable")
+        own = pa.concat_tables([own for _, own in parts], promote_options="permissive").take(order)
+        chain = chain[order]
+    if not keys and "status" in own.column_names:
+        at = own.column_names.index("status")
+        own = own.set_column(at, "status", own["status"].dictionary_encode())
+    return Rows(shared, chain, own, leads, stopped, learners)
 
 
 def cell_value(value: Any) -> Any:

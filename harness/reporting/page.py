@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from harness.config.naming import words
 from harness.files import write_atomic
 from harness.metrics.catalogue import among
+from harness.proc import give_back
 from harness.reporting import figures
 from harness.reporting.answer import ONE_SEED, answers, seed_counts
 from harness.reporting.explorer import Theory, explorer
@@ -119,6 +120,7 @@ def render(
         sections: What else the page has (``report.html.jinja``); ``drawings`` are more figures,
             ``remarks`` more lines of the answer.
     """
+    give_back()
     chosen = figures.chosen(rows)
     page.tell("numbers of the interactive figure")
     data = explorer(rows, axes, seeds, {**chosen.drawn, **chosen.same, **chosen.flat}, theory)
@@ -129,6 +131,7 @@ def render(
             found = page.add(FigureDrawing(metric.replace("/", "-"), label, *drawing))
             shown.append(found | {"first": metric == first})
     shown += [page.add(drawing) for drawing in sections.pop("drawings", ())]
+    give_back()  # figures refer to themselves
     scripts = [_asset("uplot.min.js"), _asset("explorer.js")] if data["metrics"] else []
     lines = [*answers(rows, axes, seeds), *sections.pop("remarks", ())]
     apart = tables or ((rows, axes),)

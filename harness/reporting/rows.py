@@ -106,7 +106,10 @@ class Rows(Iterable[Mapping[str, Any]]):
     @cached_property
     def _used(self) -> list[int]:
         """The chains that have a row, in the order of their first rows."""
-        return list(dict.fromkeys(self.chain.tolist())) if len(self.chain) else []
+        begins = np.flatnonzero(
+            np.diff(self.chain, prepend=-1)
+        )  # a million rows are no list of as many numbers
+        return list(dict.fromkeys(self.chain[begins].tolist()))
 
     @cached_property
     def names(self) -> list[str]:
@@ -169,18 +172,20 @@ class Rows(Iterable[Mapping[str, Any]]):
 
     def _by_seed(self, axes: Sequence[str]) -> Sequence[Series]:
         numbers: dict[tuple[AxisValues, int], int] = {}
-        of_chain = np.zeros(len(self.shared), dtype=np.int64)
+        of_chain = np.zeros(len(self.shared), dtype=np.int32)
         for chain in self._used:
             about = self.shared[chain]
             key = tuple(about.get(axis) for axis in axes), int(about["seed"])
             of_chain[chain] = numbers.setdefault(key, len(numbers))
         number = of_chain[self.chain]
         order = np.lexsort((self.generation, number))  # stable: a later row comes behind an earlier one
-        sorted_number, generation = number[order], self.generation[order]
+        number, generation = number[order], self.generation[order]
         last = np.ones(len(order), dtype=np.bool_)
-        last[:-1] = (np.diff(sorted_number) != 0) | (np.diff(generation) != 0)
-        order, sorted_number = order[last], sorted_number[last]
-        starts = np.searchsorted(sorted_number, np.arange(len(numbers) + 1))
+        last[:-1] = (number[1:] != number[:-1]) | (generation[1:] != generation[:-1])
+        del generation
+        if not last.all():  # else they would be there twice
+            order, number = order[last], number[last]
+        starts = np.searchsorted(number, np.arange(len(numbers) + 1, dtype=np.int32))
         found = []
         for (cell, seed), start, stop in zip(numbers, starts[:-1], starts[1:], strict=True):
             places = order[start:stop]

@@ -124,6 +124,7 @@ def render(
     chosen = figures.chosen(rows)
     page.tell("numbers of the interactive figure")
     data = explorer(rows, axes, seeds, {**chosen.drawn, **chosen.same, **chosen.flat}, theory)
+    give_back()  # what is free lies between what is not, and figures ask for blocks of other sizes
     first, shown = headline(rows), []
     for metric, label in chosen.drawn.items():
         drawing = figures.metric_drawing(rows, axes, metric, theory(metric), label, seeds)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from boards import METRIC, MITIGATIONS, TRACK, compute, entries_of, one_by_one, with_data, write
 from bundled import run_bundles
@@ -25,7 +27,6 @@ from harness.board.values import MetricValues
 from harness.board.verify import verified
 from harness.config.grid import find_cells
 from harness.errors import InputError
-from harness.learners.analytic.learner import AnalyticLearner as Analytic
 from harness.science import key_of
 from harness.store import Store
 
@@ -141,30 +142,63 @@ def test_last_digits_of_own_text(
         table_of(entry.track, [with_nll(v, d, METRIC) for v, d in zip((3.0, 3.0 + 1e-7), drawn, strict=True)])
 
 
-def test_an_entry_says_how_many_were_drawn_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of all generations, the baseline's too, or nothing; both where a corpus was resumed in another size."""
+def drawn_in(store: Store, key: str, count: int, sizes: Sequence[int], noted: bool = True) -> None:
+    """A corpus as if so many of its examples had been drawn at a time."""
+    examples, start = store.corpora.load(key, count), 0
+    for path in (store.root / "corpora" / key).glob("*.parquet"):
+        path.unlink()
+    for size in sizes:
+        part = examples.take(slice(start, start + size))
+        store.corpora.append(key, start, part, np.zeros(len(part)) if noted else None)
+        start += len(part)
+
+
+def test_an_entry_says_how_many_were_drawn_at_once(tmp_path: Path) -> None:
+    """Of all that metrics read, the baseline's too; nothing where scores were not kept as they were drawn."""
     config = write(tmp_path / "study", {"keep": {"regime.synthetic_ratio": 0.5}}, seeds=list(range(5)))
     one_by_one(config, generations=1)
-    silent = entries_of(config, run_all(config, tmp_path / "silent")[1].root)["keep"]
-    assert silent.provenance.sample_batches == ()
-    describe = Analytic.describe
-    monkeypatch.setattr(Analytic, "describe", lambda self: {**describe(self), "sample_batch": 40})
     prepared, store = run_all(config, tmp_path / "root")
+
+    def sizes() -> tuple[int, ...]:
+        return entries_of(config, store.root)["keep"].provenance.sample_batches
+
+    assert sizes() == ()
+    nodes = [prepared.lineage.nodes[key] for c in prepared.lineage.chains for key in c.nodes]
+    read = {node.corpus: node.spec.measured.examples for node in nodes}
+    assert set(read.values()) == {40}
+    for key in read:
+        drawn_in(store, key, 40, [20, 20])
     entry = entries_of(config, store.root)["keep"]
-    assert entry.provenance.sample_batches == (40,)
-    assert verified(entry, store.root).lines == ()
+    assert sizes() == (20,) and verified(entry, store.root).lines == ()
     older = with_data(entry, lambda data: data["provenance"].pop("sample_batches"))
     assert verified(older, store.root).lines == (), "the same runs, of which it says less"
     late = with_data(older, lambda data: data["cost"].update(device_hours=1e-9))
     assert any(line.startswith("cost.device_hours") for line in verified(late, store.root).lines)
     (none,) = find_cells(prepared.study, {"mitigation": "none"})
-    node = next(prepared.lineage.nodes[c.nodes[1]] for c in prepared.lineage.chains if c.cell == none)
-    store.corpora.append(node.corpus, 0, store.corpora.load(node.corpus, 16))
-    assert entries_of(config, store.root)["keep"].provenance.sample_batches == (16, 40)
-    shutil.copytree(tmp_path / "silent/evaluations" / node.evaluation, tmp_path / "earlier")
-    shutil.rmtree(store.root / "evaluations" / node.evaluation)
-    shutil.move(tmp_path / "earlier", store.root / "evaluations" / node.evaluation)
-    assert entries_of(config, store.root)["keep"].provenance.sample_batches == ()
+    key = next(prepared.lineage.nodes[c.nodes[1]] for c in prepared.lineage.chains if c.cell == none).corpus
+    store.corpora.append(key, 40, store.corpora.load(key, 16), np.zeros(16))
+    assert sizes() == (20,), "nobody who reads the first 40 cares what another study has drawn behind them"
+    for parts, noted, said in (([20, 10, 10], True, (10, 20)), ([20, 20], False, ())):
+        drawn_in(store, key, 40, parts, noted)
+        assert sizes() == said
+        assert verified(entry, store.root).good
+
+
+def test_all_entries_that_say_one_size_are_held_together(computed: Any) -> None:
+    """Also where the first of them says none."""
+    entry = computed[2]["keep"]
+
+    def with_nll(value: float, *sizes: int) -> Entry:
+        def change(data: dict[str, Any]) -> None:
+            count = len(data["seeds"]["3"]["metrics"][METRIC])
+            data["seeds"]["3"]["metrics"]["self/nll_mean"] = [value] * count
+            data["provenance"]["sample_batches"] = sizes
+
+        return with_data(entry, change)
+
+    table_of(entry.track, [with_nll(3.0), with_nll(3.0001, 128), with_nll(2.9999, 16)])
+    with pytest.raises(InputError, match="different numbers under one key"):
+        table_of(entry.track, [with_nll(3.0), with_nll(3.0001, 128), with_nll(2.9999, 128)])
 
 
 def test_values_of_a_metric_are_as_a_tuple(computed: Any) -> None:

@@ -731,6 +731,31 @@ def test_blocks_of_text_are_read_as_they_lie(reader: Any, monkeypatch: Any) -> N
     assert shapes_read(reader, narrow, monkeypatch) == [(51, 40)], "too narrow to be halved"
 
 
+@pytest.mark.parametrize("kind", ["dynamic", "longrope", "default"])
+def test_positions_by_length_are_read_in_one_width(kind: str, monkeypatch: Any) -> None:
+    """Frequencies that grow with what was read before, or change with its length, are the same for all."""
+    more: dict[str, Any] = {"factor": 4.0}
+    if kind == "longrope":
+        more |= {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4}
+    rope = {"rope_type": kind, "rope_theta": 1e4, "original_max_position_embeddings": 32, **more}
+    sizes = {"hidden_size": 16, "num_attention_heads": 2, "num_hidden_layers": 1, "intermediate_size": 32}
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(vocab_size=40, max_position_embeddings=32, rope_parameters=rope, **sizes)
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data *= 4.0
+    examples = of_many_lengths({})
+    shapes = {shape[1] for shape in shapes_read(model, examples, monkeypatch)}
+    assert shapes == ({32, 64, 128} if kind == "default" else {128})
+    whole = score(copy.deepcopy(model), examples, 0)
+    alone = [
+        score(copy.deepcopy(model), examples.take(slice(row, row + 1)), 0)[0] for row in range(len(ENDS))
+    ]
+    assert np.array_equal(whole, alone)
+
+
 @pytest.mark.parametrize("name", ["bos", "nothing in front", "filled prompts"])
 def test_drift_does_not_depend_on_widths(reader: Any, name: str, monkeypatch: Any) -> None:
     way = WAYS[name]

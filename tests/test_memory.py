@@ -396,24 +396,24 @@ def test_batches_are_the_largest_that_memory_holds(make_config: Make, tmp_path: 
 def test_a_rank_lowers_its_batches_and_says_so(
     run_study: Callable[..., Any], make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On a machine with room for samples in batches of 32: the bytes of a run that was asked for these."""
+    """On a machine with room for samples in batches of 16: the bytes of a run that was asked for these."""
     config = make_config(TEXT, generations=1, **{"resources.sample_batch": None})
     prepared, _ = open_prepared(config, tmp_path / "root")
-    needed = dict(prepared.executions[0].batches["sample_batch"])[32]
+    needed = dict(prepared.executions[0].batches["sample_batch"])[16]
     micro = prepared.executions[0].within(needed).resources.micro_batch
     assert micro is not None and micro < 8
     monkeypatch.setattr("harness.coordinator.shapes.rank_bytes", lambda *_: LIBRARIES + needed)
     monkeypatch.setattr("harness.coordinator.coordinator.POLL_S", 3600)  # it ends before the second look
     _, _, lines = run_study(config, tmp_path / "root")
     (said,) = events(tmp_path / "root", "text", "batches_lowered")
-    assert said["batches"] == f"micro_batch {micro} in place of 8, sample_batch 32 in place of 128"
+    assert said["batches"] == f"micro_batch {micro} in place of 8, sample_batch 16 in place of 128"
     assert any(f"{said['batches']}: the same results but for their last bits" in line for line in lines)
     store, names = Store(tmp_path / "root"), ("provenance/micro_batch", "provenance/sample_batch")
     rows = pd.DataFrame(ledger.rows(prepared, store, provenance=True))
-    assert rows[list(names)].drop_duplicates().to_numpy().tolist() == [[micro, 32]]
+    assert rows[list(names)].drop_duplicates().to_numpy().tolist() == [[micro, 16]]
     for path in (tmp_path / "root" / "evaluations").glob("*/provenance.json"):  # as they were written before
         about = json.loads(path.read_text())
-        assert (about.pop("micro_batch"), about.pop("sample_batch")) == (micro, 32)
+        assert (about.pop("micro_batch"), about.pop("sample_batch")) == (micro, 16)
         path.write_text(json.dumps(about))
         seal(path.parent)
     earlier = pd.DataFrame(ledger.rows(prepared, Store(tmp_path / "root"), provenance=True))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -12,7 +14,9 @@ from torch.nn.functional import linear
 from transformers.pytorch_utils import Conv1D
 
 from harness import proc
+from harness.config.schema import Train
 from harness.learners.language_model import products
+from harness.learners.language_model.compiled import Loss
 from harness.learners.language_model.kernels import fuse_layers, prepare_fit
 from tests.test_engine import small
 
@@ -89,6 +93,16 @@ def test_a_models_layers_keep_their_names(
     torch.testing.assert_close(after, before, rtol=1e-5, atol=1e-5)
 
 
+def test_a_model_for_a_gpu_keeps_torchs_layers(wanted: None) -> None:
+    """It is prepared before it is there; and a layer that is moved later calls torch."""
+    model = small("gpt2")
+    prepare_fit(model, torch.device("cuda"))
+    assert not any(isinstance(part, products._Linear | products._Conv1D) for part in model.modules())
+    x, weight = torch.ones(2, 3), torch.ones(4, 3)
+    assert products._suits(x, weight) and not products._suits(x.to("meta"), weight.to("meta"))
+    assert not products._suits(x, weight, least=3)
+
+
 def test_small_products_stay_with_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a call of oneDNN costs is more than it saves there; what a row gives depends on shapes alone."""
     monkeypatch.setattr(products, "is_faster", lambda: True)
@@ -146,3 +160,24 @@ def test_a_compiler_leaves_the_product_whole(wanted: None) -> None:
     assert torch.equal(found, made(x))
     torch.testing.assert_close(made.weight.grad, x.sum(dim=0).expand(12, 8))
     torch._dynamo.reset()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_that_are_taken_away_come_back(ranks: Any, wanted: None) -> None:
+    """ZeRO stage 3 empties each parameter between its uses."""
+    from harness.learners.language_model.engine import Engine
+
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (4, 20)))
+    found = dict[int, list[float]]()
+    for stage in (0, 3):
+        train = Train(batch_size=4, precision="fp32", learning_rate=1e-2)
+        engine = Engine(small("gpt2"), train, 4, 1, stage)
+        engine.train_mode(True)
+        assert any(isinstance(part, products._Conv1D) for part in engine.module.modules())
+        found[stage] = []
+        for _ in range(4):
+            loss = engine.token_nll(tokens, Loss(tokens.roll(-1, dims=1))).mean()
+            engine.backward(loss)
+            found[stage].append(float(loss.detach()))
+        engine.close()
+    assert found[3] == pytest.approx(found[0], rel=1e-5) and found[0][-1] < 0.95 * found[0][0]

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
-import pyarrow as pa
 from pydantic import Field, field_validator
 
 from harness.board.declared import Declared, claimed, declared_of
@@ -85,7 +84,7 @@ class EntryProvenance(Section):
     finished: str
     sample_batches: tuple[Annotated[int, Field(gt=0)], ...] = ()
     """How many examples were drawn at once, of the track's seeds and the baseline's, each number once,
-    in order; empty where that is not known of all, where nothing is drawn so, and in older entries."""
+    in order; empty where their scores were not kept as they were drawn, and in older entries."""
 
     @property
     def dirty(self) -> bool:
@@ -348,23 +347,22 @@ class _Results:
         return found
 
     def sample_batches(self, cells: Sequence[int], official: set[str]) -> tuple[int, ...]:
-        """How many examples were drawn at once in these cells; empty where a generation does not say it.
+        """How many examples were drawn at once in these cells, as far as metrics read them.
 
-        A record has the last size alone; where a corpus was resumed in another one, its shards have both.
+        Empty where that decides nothing: what the model gave them as it wrote them was not kept of all, and
+        has been computed anew; or nothing is kept.
         """
-        name, own = "provenance/sample_batch", self._rows.own
+        found = set[int]()
         chains = [c.cell in cells and str(c.seed) in official for c in self._chains]
         wanted = np.array(chains, dtype=np.bool_)[self._rows.chain]
-        if name not in own.column_names:
-            return ()
-        sizes = own[name].filter(pa.array(wanted))
-        if sizes.null_count:
-            return ()
-        found = set(sizes.unique().to_pylist())
-        for place, count in Counter(self._rows.chain[wanted].tolist()).items():
-            for key in self._chains[place].nodes[:count]:
-                corpus = self.prepared.lineage.nodes[key].corpus
-                found |= {stop - start for start, stop in self.store.corpora.shards(corpus)}
+        for place, generations in Counter(self._rows.chain[wanted].tolist()).items():
+            for key in self._chains[place].nodes[:generations]:
+                node = self.prepared.lineage.nodes[key]
+                count = node.spec.measured.examples
+                shards = [part for part in self.store.corpora.shards(node.corpus) if part[0] < count]
+                if shards and self.store.corpora.scores(node.corpus, count) is None:
+                    return ()
+                found |= {stop - start for start, stop in shards}
         return tuple(sorted(found))
 
     def device_hours(self, own: Any, official: set[str]) -> float:

@@ -347,27 +347,23 @@ def _check_agreement(entries: Sequence[Entry]) -> None:
     known: dict[tuple[str, ...], tuple[Entry, str, SeedResult]] = {}
     for entry in entries:
         machine = str((entry.provenance.devices, sorted(entry.provenance.versions.items())))
+        limits, sizes = [(machine, DRAWN_TOLERANCE)], entry.provenance.sample_batches
+        if len(sizes) == 1:
+            limits.append((f"{machine}, {sizes[0]} drawn at once", TOLERANCE))
         for which, results in (("", entry.seeds), (" of the baseline", entry.baseline)):
             for seed, result in results.items():
                 if not result.keys:
                     continue
                 # a baseline is an entry too, with the same chains, and has the same numbers in both places
-                first, where, other = known.setdefault(
-                    (machine, result.chain, *result.keys), (entry, f"seed {seed}{which}", result)
-                )
-                drawn = TOLERANCE if _drawn_alike(first, entry) else DRAWN_TOLERANCE
-                if other is not result and (what := _differ(other, result, drawn)):
-                    raise InputError(
-                        f"{entry.name} and {first.name} have different numbers under one key ({where}, "
-                        f"{what}): one of them was changed, or they are of two stores and one is "
-                        "wrong; harness leaderboard verify tells which"
-                    )
-
-
-def _drawn_alike(one: Entry, other: Entry) -> bool:
-    """Whether two entries say that all examples of both were drawn as many at once."""
-    sizes = one.provenance.sample_batches
-    return len(sizes) == 1 and sizes == other.provenance.sample_batches
+                said = entry, f"seed {seed}{which}", result
+                for alike, drawn in limits:
+                    first, where, other = known.setdefault((alike, result.chain, *result.keys), said)
+                    if other is not result and (what := _differ(other, result, drawn)):
+                        raise InputError(
+                            f"{entry.name} and {first.name} have different numbers under one key ({where}, "
+                            f"{what}): one of them was changed, or they are of two stores and one is "
+                            "wrong; harness leaderboard verify tells which"
+                        )
 
 
 def _differ(one: SeedResult, other: SeedResult, drawn: float) -> str:

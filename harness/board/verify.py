@@ -118,10 +118,11 @@ def _undue(entry: Entry, again: Entry) -> Iterator[str]:
 
 
 def _same_runs(entry: Entry, again: Entry) -> bool:
-    """Whether two entries say the same of how, where and when, as far as an older one says it."""
-    mine, theirs = entry.provenance, again.provenance
-    if "sample_batches" not in mine.model_fields_set:
-        theirs = theirs.model_copy(update={"sample_batches": mine.sample_batches})
+    """Whether two entries say the same of how, where and when.
+
+    How many were drawn at once is not asked: older entries do not say it.
+    """
+    mine, theirs = (e.provenance.model_copy(update={"sample_batches": ()}) for e in (entry, again))
     return mine == theirs
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from transformers import PreTrainedConfig
 
 from harness.records import Examples
 
@@ -17,6 +18,10 @@ ALIGNED = 16
 a sequence stands may then show in its last bits."""
 HALVINGS = 3
 """Widths below the full one: each more is one more batch to fill up, and saves less and less."""
+
+
+BY_LENGTH = ("dynamic", "longrope")
+"""Kinds of rotary positions that differ with the length of all that is read with a text, or was before it."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,14 @@ class Batch:
 def widths(full: int) -> list[int]:
     """Widths at which sequences are read, narrowest first: the full one, its half, quarter and eighth."""
     halved = (-(-full // 2**times) for times in range(1, HALVINGS + 1))
-    return [*{-(-width // ALIGNED) * ALIGNED: None for width in halved if width >= NARROWEST}][::-1] + [full]
+    return [*sorted({-(-width // ALIGNED) * ALIGNED for width in halved if width >= NARROWEST}), full]
+
+
+def of_one_width(config: PreTrainedConfig) -> bool:
+    """Whether a model is to read all texts in one width, or what it says of one depends on the others'."""
+    found = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    of_layers = [part for part in found.values() if isinstance(part, dict)]  # by their kind of attention
+    return any(part.get("rope_type") in BY_LENGTH for part in (found, *of_layers))
 
 
 def batches(
@@ -55,6 +67,7 @@ def batches(
     fill: int | None = None,
     rank: int = 0,
     world_size: int = 1,
+    one_width: bool = False,
 ) -> Iterator[Batch]:
     """A rank's share of the examples, each at the least of the `widths` that holds it, widest first.
 
@@ -69,23 +82,21 @@ def batches(
         fill: Token that fills examples up in front; None where nothing does.
         rank: This rank reads batches rank, rank + world_size, ...
         world_size: Number of ranks.
+        one_width: All at full width (`of_one_width`).
     """
     full, lengths = examples.values.shape[1], examples.lengths.astype(np.int64)
     first = np.zeros(len(examples), np.int64)
     if fill is not None:
         first = np.minimum(np.logical_and.accumulate(examples.values == fill, axis=1).sum(axis=1), lengths)
-    known = np.array(widths(full - unread)) + unread
+    known = np.array([full - unread] if one_width else widths(full - unread)) + unread
     own = known[np.searchsorted(known, lengths - first)]
-    number = 0
+    found = []
     for width in map(int, known[::-1]):
         size = max(1, tokens // full if width == full else tokens // 2 // (width - unread))
         wide = np.flatnonzero(own == width)
-        for start in range(0, len(wide), size):
-            number += 1
-            if (number - 1) % world_size != rank:
-                continue
-            rows = wide[start : start + size]
-            # behind an example's end anything may stand
-            place = np.minimum(first[rows, None] + np.arange(width), full - 1)
-            values = np.take_along_axis(examples.values[rows], place, axis=1)
-            yield Batch(rows, first[rows], Examples(values, (lengths - first)[rows]), size)
+        found += [(width, size, wide[start : start + size]) for start in range(0, len(wide), size)]
+    for width, size, rows in found[rank::world_size]:
+        # behind an example's end anything may stand
+        place = np.minimum(first[rows, None] + np.arange(width), full - 1)
+        values = np.take_along_axis(examples.values[rows], place, axis=1)
+        yield Batch(rows, first[rows], Examples(values, (lengths - first)[rows]), size)

@@ -9,7 +9,7 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from harness.learners.language_model.batches import batches
+from harness.learners.language_model.batches import batches, of_one_width
 from harness.learners.language_model.cuda import inference
 from harness.learners.language_model.scoring import IGNORED, with_bos
 from harness.learners.language_model.sizes import BATCH_TOKENS
@@ -81,7 +81,9 @@ def drift(
     device = next(model.parameters()).device
     similarity, entropy, divergence, count = Similarity(), 0.0, 0.0, 0
     with inference(device):
-        for batch in batches(examples, BATCH_TOKENS[device.type], int(bos is None), fill):
+        one_width = of_one_width(model.config) or of_one_width(first.config)
+        tokens = BATCH_TOKENS[device.type]
+        for batch in batches(examples, tokens, int(bos is None), fill, one_width=one_width):
             inputs, targets = with_bos(batch.examples, bos, device, masked - batch.first)
             counts = targets != IGNORED
             found = []

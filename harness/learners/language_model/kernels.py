@@ -35,6 +35,21 @@ FEW_KEYS = 16
 """Below so many keys torch's attention is faster than two products (docs/LOG.md)."""
 
 
+def with_room(part: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
+    """Keys or values that lie at the beginning of some room, [rows, heads, tokens, width]; 0 stands behind.
+
+    Attention of one query reads all of it: it is contiguous, and read in half the time of a part of it.
+    """
+    part.room = room  # type: ignore[attr-defined]
+    return part
+
+
+def _room(part: torch.Tensor) -> torch.Tensor:
+    """What `with_room` was told of these keys or values; of others themselves."""
+    found: torch.Tensor = getattr(part, "room", part)
+    return found
+
+
 def _attention_by_steps(
     module: nn.Module,
     query: torch.Tensor,
@@ -60,10 +75,11 @@ def _attention_by_steps(
     batch, heads, _, width = query.shape
     # Heads that share keys are the rows of one product.
     grouped = (asked * scaling).view(batch, key.shape[1], -1, width)
-    scores = grouped @ key.transpose(-1, -2)
+    scores = grouped @ _room(key).transpose(-1, -2)
+    scores[..., keys:] = -torch.inf
     if mask is not None:
-        scores = scores.masked_fill(~mask, -torch.inf)
-    found = scores.softmax(dim=-1) @ value
+        scores[..., :keys].masked_fill_(~mask, -torch.inf)
+    found = scores.softmax(dim=-1) @ _room(value)
     return found.reshape(batch, 1, heads, -1).to(query.dtype), None
 
 
@@ -164,7 +180,8 @@ def prepare_fit(
         align_head(model)
     elif model.config._attn_implementation in ("sdpa", BY_STEPS):
         model.set_attn_implementation(IN_FP32)
-    use_onednn(model)
+    if device.type == "cpu":  # the model itself may be there still
+        use_onednn(model)
     if recompute:
         # The way that keeps no graph of its own would need inputs with gradients, and warns of that.
         enable = (

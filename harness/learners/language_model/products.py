@@ -14,6 +14,8 @@ from harness.proc import processor_maker
 
 MANY = 2**23
 """Multiplications from which oneDNN is faster, what it takes to begin included (docs/LOG.md)."""
+FEWEST = 4
+"""Rows from which it is for weights that lie the other way, as GPT-2's do."""
 
 
 @cache
@@ -90,8 +92,10 @@ def _layer(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, tur
     return found.view(*x.shape[:-1], -1)
 
 
-def _suits(x: torch.Tensor, weight: torch.Tensor) -> bool:
-    return x.dtype == weight.dtype == torch.float32 and x.numel() // x.shape[-1] * weight.numel() >= MANY
+def _suits(x: torch.Tensor, weight: torch.Tensor, least: int = 1) -> bool:
+    rows = x.numel() // x.shape[-1]
+    wanted = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return wanted and rows >= least and rows * weight.numel() >= MANY
 
 
 class _Linear(nn.Linear):
@@ -109,7 +113,7 @@ class _Conv1D(Conv1D):  # type: ignore[misc]
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """[..., in] to [..., out]."""
-        if _suits(x, self.weight):
+        if _suits(x, self.weight, FEWEST):
             return _layer(x, self.weight, self.bias, turned=True)
         found: torch.Tensor = super().forward(x)
         return found

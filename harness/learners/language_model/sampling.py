@@ -25,7 +25,8 @@ from harness.learners.language_model.cuda import StepReader, can_step, inference
 from harness.learners.language_model.decoding import Adjustment
 from harness.learners.language_model.drawing import choose
 from harness.learners.language_model.filling import hidden
-from harness.learners.language_model.kernels import read_by_steps
+from harness.learners.language_model.kernels import read_by_steps, with_room
+from harness.learners.language_model.sizes import ROOM
 from harness.metrics.watermark import GreenLists
 from harness.records import Examples
 from harness.streams import uniforms
@@ -35,21 +36,20 @@ LOOKS = {"cpu": 1, "cuda": 16}
 
 
 class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
-    """Keys and values of a layer, in memory with room for all tokens: a step copies its own only.
+    """Keys and values of a layer, in memory with room for some tokens more: a step copies its own only.
 
     The library's layer grows by concatenation, which copies everything at every token and takes more time
-    than a small model does.
+    than a small model does. Room for all tokens would be far apart, and reading it takes twice as long.
     """
 
-    def __init__(self, length: int, dtype: torch.dtype) -> None:
-        """Nothing is read.
+    def __init__(self, dtype: torch.dtype) -> None:
+        """Nothing is read, and there is no room.
 
         Args:
-            length: Tokens there is room for.
             dtype: Type of what is kept and returned.
         """
         super().__init__()
-        self._length, self._dtype = length, dtype
+        self._dtype = dtype
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -60,12 +60,16 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self._room = [
-                new.new_empty((*new.shape[:-2], self._length, new.shape[-1]), dtype=self._dtype)
+                new.new_empty((*new.shape[:-2], 0, new.shape[-1]), dtype=self._dtype)
                 for new in (key_states, value_states)
             ]
+        if end > self._room[0].shape[-2]:
+            more = -(-end // ROOM) * ROOM - start
+            # what is not read yet is 0: attention reads it and gives it no weight
+            self._room = [torch.nn.functional.pad(room[:, :, :start], (0, 0, 0, more)) for room in self._room]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
             room[:, :, start:end] = new
-        self.keys, self.values = (room[:, :, :end] for room in self._room)
+        self.keys, self.values = (with_room(room[:, :, :end], room) for room in self._room)
         return self.keys, self.values
 
 
@@ -90,9 +94,7 @@ class TokenReader:
         if self._cache is not None and length is not None:
             layers = self._cache.layers
             dtype = read_by_steps(model)
-            layers[:] = [
-                _RoomyLayer(length, dtype) if type(layer) is DynamicLayer else layer for layer in layers
-            ]
+            layers[:] = [_RoomyLayer(dtype) if type(layer) is DynamicLayer else layer for layer in layers]
         self._read: torch.Tensor | None = None
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if narrow else {}

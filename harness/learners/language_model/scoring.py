@@ -13,9 +13,9 @@ from torch.nn.functional import nll_loss
 from transformers import PreTrainedModel
 
 from harness.components.objectives import Anchor
-from harness.learners.language_model.batches import Batch, batches
+from harness.learners.language_model.batches import Batch, batches, of_one_width
 from harness.learners.language_model.cuda import inference
-from harness.learners.language_model.sizes import BATCH_TOKENS
+from harness.learners.language_model.sizes import BATCH_TOKENS, SMALL_BATCH
 from harness.records import Examples
 
 IGNORED = -100
@@ -242,11 +242,13 @@ def score(
     """
     device = next(model.parameters()).device
     # Where examples are few and models large, filling a batch up would take most of the time.
-    most = BATCH_TOKENS["cpu" if few or fill is not None else device.type]
+    most = SMALL_BATCH if few or fill is not None else BATCH_TOKENS[device.type]
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
     with inference(device):
-        for batch in batches(examples, most, int(bos is None), fill, rank, world_size):
+        for batch in batches(
+            examples, most, int(bos is None), fill, rank, world_size, of_one_width(model.config)
+        ):
             padded, first = batch.filled()
             inputs, targets = with_bos(padded, bos, device, masked - first)
             logits = model(input_ids=inputs, use_cache=False).logits

@@ -54,9 +54,13 @@ def kept_values(model: Model) -> int:
     return 11 * model.width + 4 * mlp if model.architecture == "llama" else 9 * model.width + 2 * mlp
 
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 8192}
+SMALL_BATCH = 2048
+"""Tokens in one forward pass where examples are few and models large, as where prompts are filled up."""
+BATCH_TOKENS = {"cpu": SMALL_BATCH, "cuda": 8192}
 """Tokens in one forward pass when scoring. The last batch of a width is filled up, which should cost little:
 on a CPU small ones take hardly longer a token (docs/LOG.md); on a GPU they do."""
+ROOM = 32
+"""Tokens by which the room for keys and values grows on a CPU; all of it is read, and copied as it grows."""
 LIBRARIES = 600 * 2**20
 """Bytes of a rank that has imported everything and computed nothing (docs/LOG.md)."""
 COMPILER = 800 * 2**20
@@ -167,10 +171,12 @@ def memory_per_rank(
         stage == 3
     ):  # weights stay gathered between their uses; gradients, before they are shared out, and sums
         buffers += min(parameters, MAX_LIVE) * size + 2 * bucket
-    # On a CPU keys and values are in fp32 (`kernels.read_by_steps`).
-    cache = work.rows * work.length * num_layers * 2 * width * (size if work.on_gpu else 4)
+    # On a CPU keys and values are in fp32 (`kernels.read_by_steps`), and one layer's are copied at a time.
+    cache = work.rows * work.length * num_layers * 2 * width * size
+    if not work.on_gpu:
+        cache = work.rows * -(-work.length // ROOM) * ROOM * (num_layers + 1) * 2 * width * 4
     # about six vectors of a layer at a time: its input, queries, keys, values, and the wide one's parts
-    together = BATCH_TOKENS["cuda" if work.on_gpu else "cpu"]
+    together = max(BATCH_TOKENS["cuda" if work.on_gpu else "cpu"], work.length)
     scoring = parameters * size + together * size * (vocab_size + 12 * width)
     if (
         work.drift

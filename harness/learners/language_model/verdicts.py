@@ -14,7 +14,7 @@ from harness.data.rendered import RenderedCorpus
 from harness.errors import DataError
 from harness.learners.language_model.cuda import inference
 from harness.learners.language_model.filling import hidden
-from harness.learners.language_model.sizes import BATCH_TOKENS
+from harness.learners.language_model.sizes import SMALL_BATCH
 from harness.learners.language_model.specs import VerdictSpec
 from harness.records import Examples
 from harness.terminal import shown
@@ -135,7 +135,7 @@ def verdicts(
         Shape [num_examples]; NaN where another rank asks.
     """
     device = next(model.parameters()).device
-    size = max(1, BATCH_TOKENS["cpu"] // questions.length)
+    size = max(1, SMALL_BATCH // questions.length)
     result = np.full(len(examples), np.nan)
     rows = questions.of(examples)
     with inference(device):

@@ -142,6 +142,9 @@ def test_last_digits_of_own_text(
         table_of(entry.track, [with_nll(v, d, METRIC) for v, d in zip((3.0, 3.0 + 1e-7), drawn, strict=True)])
 
 
+DRAWN_ANEW = "its texts were drawn 20 at once, by the artifacts 10, 20: they may be drawn anew"
+
+
 def drawn_in(store: Store, key: str, count: int, sizes: Sequence[int], noted: bool = True) -> None:
     """A corpus as if so many of its examples had been drawn at a time."""
     examples, start = store.corpora.load(key, count), 0
@@ -181,7 +184,8 @@ def test_an_entry_says_how_many_were_drawn_at_once(tmp_path: Path) -> None:
     for parts, noted, said in (([20, 10, 10], True, (10, 20)), ([20, 20], False, ())):
         drawn_in(store, key, 40, parts, noted)
         assert sizes() == said
-        assert verified(entry, store.root).good
+        found = verified(entry, store.root)
+        assert found.good and found.lines == (() if not said else (DRAWN_ANEW,))
 
 
 def test_all_entries_that_say_one_size_are_held_together(computed: Any) -> None:

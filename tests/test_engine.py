@@ -46,6 +46,15 @@ def small(
     return new_model(section, vocab_size, 48, 0, 0, seed=seed).eval()
 
 
+def differential() -> Any:
+    """A model whose attention makes other values of those that are kept, and other keys not."""
+    from transformers import DiffLlamaConfig, DiffLlamaForCausalLM
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    return DiffLlamaForCausalLM(DiffLlamaConfig(vocab_size=61, num_key_value_heads=2, **sizes)).eval()
+
+
 def held() -> int:
     """Bytes of all tensors that Python knows; those that a compiler traces with have none."""
     gc.collect()
@@ -314,19 +323,23 @@ def test_recorded_steps_read_what_plain_ones_read(architecture: str, device: tor
 
 
 @pytest.mark.parametrize(
-    ("architecture", "kv_heads"), [("gpt2", None), ("llama", None), ("llama", 1), ("opt", None)]
+    ("architecture", "kv_heads"),
+    [("gpt2", None), ("llama", None), ("llama", 1), ("opt", None), ("diffllama", None)],
 )
 def test_a_reader_with_room_reads_what_a_whole_pass_does(architecture: str, kv_heads: int | None) -> None:
-    """Texts of 20 tokens, so attention is computed in both of its ways; also where heads share keys."""
-    model = small(architecture, kv_heads=kv_heads)
-    texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 20)))
+    """Attention is computed in both of its ways, and the room grows; also where heads share keys, and where
+    values are others than those that are kept (DiffLlama)."""
+    model = small(architecture, kv_heads=kv_heads) if architecture != "diffllama" else differential()
+    texts = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 45)))
     with torch.inference_mode():
         whole = model(input_ids=texts, use_cache=False).logits
-        for start in (5, 1):
-            read = TokenReader(model, cached=True, length=20)
+        for start in (5, 1, 33):
+            read = TokenReader(model, cached=True, length=45)
             torch.testing.assert_close(read(texts[:, :start]), whole[:, start - 1])
-            for position in range(start, 20):
+            for position in range(start, 45):
                 torch.testing.assert_close(read(texts[:, position : position + 1]), whole[:, position])
+            for room in read._cache.layers[0]._room:
+                assert room.is_contiguous() and room.shape[2] == 64 and not room[:, :, 45:].any()
 
 
 def test_attention_of_one_token_in_bf16_loses_nothing() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
+import pyarrow as pa
 from pydantic import Field, field_validator
 
 from harness.board.declared import Declared, claimed, declared_of
@@ -352,17 +353,20 @@ class _Results:
         Empty where that decides nothing: what the model gave them as it wrote them was not kept of all, and
         has been computed anew; or nothing is kept.
         """
-        found = set[int]()
+        name, own = "provenance/sample_batch", self._rows.own
         chains = [c.cell in cells and str(c.seed) in official for c in self._chains]
         wanted = np.array(chains, dtype=np.bool_)[self._rows.chain]
+        found = set[int]()
+        if name in own.column_names:  # what is there may have been drawn anew since
+            found |= set(own[name].filter(pa.array(wanted)).drop_null().to_pylist())
         for place, generations in Counter(self._rows.chain[wanted].tolist()).items():
             for key in self._chains[place].nodes[:generations]:
                 node = self.prepared.lineage.nodes[key]
                 count = node.spec.measured.examples
-                shards = [part for part in self.store.corpora.shards(node.corpus) if part[0] < count]
-                if shards and self.store.corpora.scores(node.corpus, count) is None:
+                if self.store.corpora.scores(node.corpus, count) is None:
                     return ()
-                found |= {stop - start for start, stop in shards}
+                shards = self.store.corpora.shards(node.corpus)
+                found |= {stop - start for start, stop in shards if start < count}
         return tuple(sorted(found))
 
     def device_hours(self, own: Any, official: set[str]) -> float:

@@ -22,7 +22,7 @@ from harness.files import write_json
 from harness.inventory import StoredChains
 from harness.store import Store
 from harness.study import Prepared, prepare_study
-from harness.terminal import first_some, shown
+from harness.terminal import first_some, listed, shown
 
 MAX_LINES = 20
 """Differences that are named one by one."""
@@ -128,11 +128,18 @@ def _same_runs(entry: Entry, again: Entry) -> bool:
 
 def _notes(entry: Entry, again: Entry) -> tuple[str, ...]:
     """What differs and may be of a later run, or of another one in another store."""
-    if _same_runs(entry, again):
-        return ()
-    return (
-        "its device-hours, claims, source and machine are not those of the runs in this store: not compared",
-    )
+    notes, sizes = list[str](), [e.provenance.sample_batches for e in (entry, again)]
+    if all(sizes) and sizes[0] != sizes[1]:
+        mine, theirs = (listed([*map(str, said)]) for said in sizes)
+        notes.append(
+            f"its texts were drawn {mine} at once, by the artifacts {theirs}: they may be drawn anew"
+        )
+    if not _same_runs(entry, again):
+        notes.append(
+            "its device-hours, claims, source and machine are not those of the runs in this store: "
+            "not compared"
+        )
+    return tuple(notes)
 
 
 def _damaged(prepared: Prepared, store: Store, entry: Entry) -> Iterator[str]:

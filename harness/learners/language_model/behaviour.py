@@ -29,8 +29,15 @@ from harness.terminal import listed, shown
 
 SMALL = 3_000_000
 """Parameters up to which no smaller copy is made."""
-TOKENS, VOCABULARY, CACHED = 12, 64, 4
-"""Tokens that are read, how many there are to choose from, and how many are read one by one."""
+VOCABULARY = 64
+"""Tokens that there are to choose from."""
+TOKENS, CACHED = 40, 28
+"""Tokens that are read, and how many are read one by one: on both sides of what kernels do otherwise
+(`kernels.FEW_KEYS`, `sizes.ROOM`)."""
+FEW_TOKENS, FEW_CACHED = 12, 4
+"""Those where a model has few positions."""
+SHIFT = 3
+"""Tokens that fill texts up in front."""
 TOLERANCE = 1e-3
 """Of the spread of all scores: far above rounding in fp32, far below what one attended token changes."""
 
@@ -210,26 +217,31 @@ def _ask(model: PreTrainedModel) -> Behaviour:
     usual = torch.tensor(
         [token for token in range(min(VOCABULARY, config.vocab_size)) if token not in special]
     )
-    half = TOKENS // 2
-    tokens = usual[torch.randint(len(usual), (2, TOKENS))]
+    positions = getattr(config, "max_position_embeddings", None) or math.inf
+    few = positions < TOKENS + SHIFT
+    count, one_by_one = (FEW_TOKENS, FEW_CACHED) if few else (TOKENS, CACHED)
+    half, first = count // 2, count - one_by_one
+    tokens = usual[torch.randint(len(usual), (2, count))]
     other = torch.cat([tokens[:, :half], tokens[:, half:].flip(0, 1)], dim=1)
     whole = model(input_ids=tokens, use_cache=False).logits
     changed = model(input_ids=other, use_cache=False).logits
-    causal, cached = _alike(whole[:, :half], changed[:, :half], whole), _reads_on(model, tokens, whole)
-    hides = _hides(model, tokens, whole, cached)
+    causal, cached = _alike(whole[:, :half], changed[:, :half], whole), _reads_on(model, tokens, whole, first)
+    hides = _hides(model, tokens, whole, first, cached)
     return Behaviour(causal, cached, _trains_in_bf16(model, tokens), hides)
 
 
-def _hides(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor, cached: bool) -> bool:
+def _hides(
+    model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor, first: int, cached: bool
+) -> bool:
     """Whether texts that are filled up in front have the scores that they had, read at once and read on."""
-    shift, fill = 3, int(next(token for token in range(VOCABULARY) if not (tokens[:, 0] == token).any()))
-    filled, first = torch.nn.functional.pad(tokens, (shift, 0), value=fill), TOKENS - CACHED + shift
+    fill = int(next(token for token in range(VOCABULARY) if not (tokens[:, 0] == token).any()))
+    filled = torch.nn.functional.pad(tokens, (SHIFT, 0), value=fill)
     try:
         logits = model(input_ids=filled, use_cache=False, **hidden(filled, fill)).logits
-        scores = _by_steps(TokenReader(model, cached, TOKENS + shift, fill), filled, first)
+        scores = _by_steps(TokenReader(model, cached, filled.shape[1], fill), filled, first + SHIFT)
     except Exception:  # models without these arguments fail in ways of their own
         return False
-    return _alike(logits[:, shift:], whole, whole) and _alike(scores, whole[:, first - shift - 1 :], whole)
+    return _alike(logits[:, SHIFT:], whole, whole) and _alike(scores, whole[:, first - 1 :], whole)
 
 
 def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:
@@ -246,10 +258,9 @@ def _trains_in_bf16(model: PreTrainedModel, tokens: torch.Tensor) -> bool:
     return True
 
 
-def _reads_on(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor) -> bool:
-    first = TOKENS - CACHED
+def _reads_on(model: PreTrainedModel, tokens: torch.Tensor, whole: torch.Tensor, first: int) -> bool:
     try:
-        scores = _by_steps(TokenReader(model, cached=True, length=TOKENS), tokens, first)
+        scores = _by_steps(TokenReader(model, cached=True, length=tokens.shape[1]), tokens, first)
     except Exception:  # models without a cache fail in ways of their own where they are given one
         return False
     return _alike(scores, whole[:, first - 1 :], whole)

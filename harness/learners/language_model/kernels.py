@@ -44,10 +44,10 @@ def with_room(part: torch.Tensor, room: torch.Tensor) -> torch.Tensor:
     return part
 
 
-def _room(part: torch.Tensor) -> torch.Tensor:
-    """What `with_room` was told of these keys or values; of others themselves."""
-    found: torch.Tensor = getattr(part, "room", part)
-    return found
+def _rooms(key: torch.Tensor, value: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What `with_room` was told of keys and values; themselves where a model has made others of either."""
+    of_key, of_value = getattr(key, "room", None), getattr(value, "room", None)
+    return (key, value) if of_key is None or of_value is None else (of_key, of_value)
 
 
 def _attention_by_steps(
@@ -75,11 +75,12 @@ def _attention_by_steps(
     batch, heads, _, width = query.shape
     # Heads that share keys are the rows of one product.
     grouped = (asked * scaling).view(batch, key.shape[1], -1, width)
-    scores = grouped @ _room(key).transpose(-1, -2)
+    key, value = _rooms(key, value)
+    scores = grouped @ key.transpose(-1, -2)
     scores[..., keys:] = -torch.inf
     if mask is not None:
         scores[..., :keys].masked_fill_(~mask, -torch.inf)
-    found = scores.softmax(dim=-1) @ _room(value)
+    found = scores.softmax(dim=-1) @ value
     return found.reshape(batch, 1, heads, -1).to(query.dtype), None
 
 

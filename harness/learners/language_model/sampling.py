@@ -42,14 +42,15 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
     than a small model does. Room for all tokens would be far apart, and reading it takes twice as long.
     """
 
-    def __init__(self, dtype: torch.dtype) -> None:
+    def __init__(self, dtype: torch.dtype, step: int) -> None:
         """Nothing is read, and there is no room.
 
         Args:
             dtype: Type of what is kept and returned.
+            step: Tokens by which the room grows.
         """
         super().__init__()
-        self._dtype = dtype
+        self._dtype, self._step = dtype, step
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -64,7 +65,7 @@ class _RoomyLayer(DynamicLayer):  # type: ignore[misc]
                 for new in (key_states, value_states)
             ]
         if end > self._room[0].shape[-2]:
-            more = -(-end // ROOM) * ROOM - start
+            more = -(-end // self._step) * self._step - start
             # what is not read yet is 0: attention reads it and gives it no weight
             self._room = [torch.nn.functional.pad(room[:, :, :start], (0, 0, 0, more)) for room in self._room]
         for room, new in zip(self._room, (key_states, value_states), strict=True):
@@ -94,7 +95,11 @@ class TokenReader:
         if self._cache is not None and length is not None:
             layers = self._cache.layers
             dtype = read_by_steps(model)
-            layers[:] = [_RoomyLayer(dtype) if type(layer) is DynamicLayer else layer for layer in layers]
+            # a GPU's attention reads a part of the room as fast
+            step = ROOM if model.device.type == "cpu" else length
+            layers[:] = [
+                _RoomyLayer(dtype, step) if type(layer) is DynamicLayer else layer for layer in layers
+            ]
         self._read: torch.Tensor | None = None
         narrow = "logits_to_keep" in inspect.signature(model.forward).parameters
         self._options = {"logits_to_keep": 1} if narrow else {}

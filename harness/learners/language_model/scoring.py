@@ -245,10 +245,11 @@ def score(
     most = SMALL_BATCH if few or fill is not None else BATCH_TOKENS[device.type]
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
+    one_width = of_one_width(model.config)
     with inference(device):
-        for batch in batches(
-            examples, most, int(bos is None), fill, rank, world_size, of_one_width(model.config)
-        ):
+        if one_width:  # behind a text of one token they know no more of what was read before
+            model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
+        for batch in batches(examples, most, int(bos is None), fill, rank, world_size, one_width):
             padded, first = batch.filled()
             inputs, targets = with_bos(padded, bos, device, masked - first)
             logits = model(input_ids=inputs, use_cache=False).logits

@@ -752,6 +752,12 @@ def test_positions_by_length_are_read_in_one_width(kind: str, monkeypatch: Any) 
     whole = score(copy.deepcopy(model), examples, 0)
     score(model, Examples.full(np.ones((2, 2 * WIDEST), np.int32)), 0)
     assert np.array_equal(score(model, examples, 0), whole), "longer texts were read before"
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.lm_head.weight *= 1.05
+    found = drift.drift(model, other, examples, 0, 0, lambda: None)
+    score(model, Examples.full(np.ones((2, 2 * WIDEST), np.int32)), 0)
+    assert np.array_equal(drift.drift(model, other, examples, 0, 0, lambda: None), found)
     alone = [
         score(copy.deepcopy(model), examples.take(slice(row, row + 1)), 0)[0] for row in range(len(ENDS))
     ]

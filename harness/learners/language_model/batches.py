@@ -18,8 +18,6 @@ ALIGNED = 16
 a sequence stands may then show in its last bits."""
 HALVINGS = 3
 """Widths below the full one: each more is one more batch to fill up, and saves less and less."""
-
-
 BY_LENGTH = ("dynamic", "longrope")
 """Kinds of rotary positions that differ with the length of all that is read with a text, or was before it."""
 

@@ -9,9 +9,9 @@ import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 
-from harness.learners.language_model.batches import batches, of_one_width
+from harness.learners.language_model.batches import batches
 from harness.learners.language_model.cuda import inference
-from harness.learners.language_model.scoring import IGNORED, with_bos
+from harness.learners.language_model.scoring import IGNORED, read_afresh, with_bos
 from harness.learners.language_model.sizes import BATCH_TOKENS
 from harness.records import Examples
 
@@ -81,7 +81,7 @@ def drift(
     device = next(model.parameters()).device
     similarity, entropy, divergence, count = Similarity(), 0.0, 0.0, 0
     with inference(device):
-        one_width = of_one_width(model.config) or of_one_width(first.config)
+        one_width = any([read_afresh(model), read_afresh(first)])
         tokens = BATCH_TOKENS[device.type]
         for batch in batches(examples, tokens, int(bos is None), fill, one_width=one_width):
             inputs, targets = with_bos(batch.examples, bos, device, masked - batch.first)

@@ -245,10 +245,8 @@ def score(
     most = SMALL_BATCH if few or fill is not None else BATCH_TOKENS[device.type]
     width = examples.values.shape[1]
     result = np.full((len(examples), width) if by_token else len(examples), np.nan)
-    one_width = of_one_width(model.config)
     with inference(device):
-        if one_width:  # behind a text of one token they know no more of what was read before
-            model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=device), use_cache=False)
+        one_width = read_afresh(model)
         for batch in batches(examples, most, int(bos is None), fill, rank, world_size, one_width):
             padded, first = batch.filled()
             inputs, targets = with_bos(padded, bos, device, masked - first)
@@ -258,6 +256,17 @@ def score(
             tick()
             result[batch.rows] = _placed(found, batch, width) if by_token else found
     return result
+
+
+def read_afresh(model: PreTrainedModel) -> bool:
+    """Whether a model reads all texts in one width (`of_one_width`); then what it read before counts no more.
+
+    Rotary positions that grow with what is read begin again behind a text of one token.
+    """
+    one_width = of_one_width(model.config)
+    if one_width:
+        model(input_ids=torch.zeros((1, 1), dtype=torch.int64, device=model.device), use_cache=False)
+    return one_width
 
 
 def _placed(nll: npt.NDArray[np.float64], batch: Batch, width: int) -> npt.NDArray[np.float64]:

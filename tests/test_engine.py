@@ -23,6 +23,7 @@ from harness.components.objectives import Anchor
 from harness.config.schema import Model, Sample, Train
 from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import compiled, products, scoring
+from harness.learners.language_model.behaviour import behaviour
 from harness.learners.language_model.compiled import Loss, compile_fit, forget, loss_of, programs
 from harness.learners.language_model.cuda import StepReader, align_head, can_step
 from harness.learners.language_model.filling import hidden
@@ -505,3 +506,46 @@ def test_kernels_of_a_fit_give_the_librarys_gradients(architecture: str, precisi
     rounding = float((gradients(rounded.to(precision)) - truth).norm()) / norm
     allowed = 1e-5 if precision == torch.float32 else 1.2 * rounding
     assert float((found - truth).norm()) / norm <= allowed
+
+
+def test_sparse_attention_leaves_out_what_it_has_not_selected() -> None:
+    """In a fit and in what is written, as in the library; from the first token on that is not selected."""
+    from transformers import AutoModelForCausalLM, DeepseekV32Config
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "moe_intermediate_size": 32, "num_hidden_layers": 2}
+    # with few heads many tokens have the same score, 0, and which of these are selected is open
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "index_n_heads": 16, "index_head_dim": 16}
+    ranks = {"q_lora_rank": 16, "kv_lora_rank": 16, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8}
+    experts = {"n_routed_experts": 4, "num_experts_per_tok": 2, "n_group": 1, "topk_group": 1}
+    parts = {**sizes, **heads, **ranks, **experts, "v_head_dim": 16, "vocab_size": 61}
+    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, 61, (3, 60)))
+    found = {}
+    for topk in (48, 60):
+        torch.manual_seed(0)
+        config = DeepseekV32Config(**parts, index_topk=topk)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
+        with torch.no_grad():
+            wanted = model(input_ids=tokens, use_cache=False).logits
+            reader = TokenReader(model, behaviour(config).cached, length=60)
+            written = torch.stack([reader(token) for token in tokens.split(1, dim=1)], dim=1)
+            prepare_fit(model, torch.device("cpu"))
+            found[topk] = model(input_ids=tokens, use_cache=False).logits
+        torch.testing.assert_close(written, wanted, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(found[topk], wanted, rtol=1e-4, atol=1e-4)
+    later = (found[48] - found[60]).abs().amax(dim=(0, 2))
+    assert later[:48].max() < 1e-4 < later[48:].max()
+
+
+def test_an_architecture_is_asked_with_a_reach_that_its_texts_exceed() -> None:
+    """A window of 4,096 tokens is no window for the 40 that are read."""
+    from transformers import AutoConfig
+
+    from harness.learners.language_model.behaviour import REACH, _copies
+
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "vocab_size": 61}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 16}
+    for kind, name in (("mistral", "sliding_window"), ("llama4_text", "attention_chunk_size")):
+        config = AutoConfig.for_model(kind, **sizes, **heads)
+        assert getattr(config, name) > REACH
+        assert all(getattr(copied, name) == REACH for copied in _copies(config))
+        assert behaviour(config).cached and getattr(config, name) > REACH

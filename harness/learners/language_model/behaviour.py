@@ -36,6 +36,9 @@ TOKENS, CACHED = 40, 28
 (`kernels.FEW_KEYS`, `sizes.ROOM`)."""
 FEW_TOKENS, FEW_CACHED = 12, 4
 """Those where a model has few positions."""
+REACHES, REACH = ("sliding_window", "attention_chunk_size", "index_topk"), 8
+"""Names of how many tokens attention reads at most, and what a copy has in their place: texts may be longer
+than a model reads at once, so what is read here must be longer too."""
 SHIFT = 3
 """Tokens that fill texts up in front."""
 TOLERANCE = 1e-3
@@ -169,15 +172,24 @@ def _copies(config: PretrainedConfig) -> Iterator[PretrainedConfig]:
     Otherwise with fewer and narrower layers, then with fewer ones only.
     """
     if sum(parameter.numel() for parameter in on_meta(config).parameters()) <= SMALL:
-        yield copy.deepcopy(config)
+        changed = copy.deepcopy(config)
+        _limit(changed.get_text_config())
+        yield changed
         return
     for change in (_narrow, _shorten):
         changed = copy.deepcopy(config)
         try:
             change(changed.get_text_config())
+            _limit(changed.get_text_config())
         except Exception:  # a configuration that checks what is set
             continue
         yield changed
+
+
+def _limit(config: Any) -> None:
+    for name in REACHES:
+        if isinstance(reach := getattr(config, name, None), int):
+            setattr(config, name, min(reach, REACH))
 
 
 def _shorten(config: Any) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
+import re
+import sys
 from typing import Any
 
 import torch
@@ -89,13 +93,31 @@ for _name, _function in ((IN_FP32, _attention_in_fp32), (BY_STEPS, _attention_by
     AttentionMaskInterface.register(_name, sdpa_mask)
 
 
+@functools.cache
+def _asks_for_sdpa(code: str) -> bool:
+    """Whether a module of Python, by name, has models that do otherwise where attention is not ``sdpa``.
+
+    Sparse attention does: which tokens were selected (DeepSeek-AI 2025, arXiv 2512.02556, section 2.1) is put
+    into the mask under the library's own names only, so under another one all tokens would be read.
+    """
+    source = inspect.getsource(sys.modules[code])
+    return re.search(r"""_attn_implementation\b.{0,60}?["']sdpa["']""", source, re.DOTALL) is not None
+
+
+def _attends_by_name(model: nn.Module) -> bool:
+    """Whether a model must keep the library's name of its attention (`_asks_for_sdpa`)."""
+    parts = (part for part in model.modules() if isinstance(part, PreTrainedModel))
+    return any(_asks_for_sdpa(type(part).__module__) for part in parts)
+
+
 def read_by_steps(model: PreTrainedModel) -> torch.dtype:
     """Give a model that will write token by token the kernels for it, in place.
 
     Returns:
         The type of its cache: on a CPU fp32, in which its attention is several times as fast as in bf16.
     """
-    if model.device.type == "cpu" and model.config._attn_implementation == "sdpa":
+    usual = model.config._attn_implementation == "sdpa"
+    if model.device.type == "cpu" and usual and not _attends_by_name(model):
         model.set_attn_implementation(BY_STEPS)
     return torch.float32 if model.config._attn_implementation == BY_STEPS else model.dtype
 
@@ -179,7 +201,7 @@ def prepare_fit(
             raise LearnerError(f"resources.attention: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
         align_head(model)
-    elif model.config._attn_implementation in ("sdpa", BY_STEPS):
+    elif model.config._attn_implementation in ("sdpa", BY_STEPS) and not _attends_by_name(model):
         model.set_attn_implementation(IN_FP32)
     if device.type == "cpu":  # the model itself may be there still
         use_onednn(model)

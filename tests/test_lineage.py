@@ -272,7 +272,9 @@ def test_cells_that_share_a_fit_and_not_its_sampling_wait(prepare: Any, make_con
     lineage = prepare(make_config(TEXT, grid={"learner.sample.temperature": [0.7, 1.0]})).lineage
     first, second = (lineage.nodes[chain.nodes[0]] for chain in lineage.chains)
     assert first.fit == second.fit and first.corpus != second.corpus
-    assert first.evaluation in second.dependencies
+    assert first.evaluation in second.dependencies and second.shares == {first.evaluation}
+    later = lineage.nodes[lineage.chains[1].nodes[1]]
+    assert later.dependencies == (second.evaluation,) and not later.shares
     check_branches(lineage, cut(lineage))
 
 

@@ -219,6 +219,17 @@ def test_a_chain_that_fails_or_diverges_is_told(
     assert len(diverged) == 2 and all(row["test/nll"] is None for row in diverged)
 
 
+def test_a_cell_that_fails_does_not_stop_those_that_share_its_fit(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    """The first cell fits generation 0 of both, and its texts, all alike, are refused."""
+    grid = {"learner.sample.top_k": [1, 0]}
+    config = make_config(TEXT, generations=1, grid=grid, **{"evaluate.max_duplicate_share": 0.9})
+    summary, _, lines = run_study(config, tmp_path / "root")
+    assert (summary.chains_complete, summary.chains_failed, summary.generations_computed) == (1, 1, 2), lines
+    assert "max_duplicate_share" in summary.failures[0][1] and len(summary.failures) == 1
+
+
 def test_a_cell_that_shares_a_diverged_fit_diverges_too(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:

@@ -147,6 +147,44 @@ def test_branches_run_once_and_machines_are_never_overbooked(grid: Any, random: 
     assert sorted(done) == sorted(node for branch in branches for node in branch.nodes)
 
 
+@settings(max_examples=150, deadline=None)
+@given(grids(), st.data())
+def test_a_failure_stops_only_those_that_need_it(grid: Any, data: st.DataObject) -> None:
+    """Of two branches that share something the first makes it; where that fails, the other does."""
+    branches = [
+        replace(branch, shares=branch.needs if data.draw(st.booleans()) else frozenset())
+        for branch in grid[0]
+    ]
+    bad = data.draw(st.sets(st.sampled_from([branch.id for branch in branches])))
+    queue, done = Queue(branches, set()), set[str]()
+    while len(queue):
+        branch = queue.take(data.draw(st.sampled_from([each.id for each in queue.ready])))
+        assert branch.id not in done, "a branch is given once"
+        made = (
+            branch.nodes[: data.draw(st.integers(0, len(branch.nodes) - 1))]
+            if branch.id in bad
+            else branch.nodes
+        )
+        done |= {branch.id, *made}
+        for node in made:
+            queue.complete(node)
+        if branch.id in bad:
+            queue.give_up(branch)
+    for branch in branches:
+        assert (branch.id in done) == (branch.needs - branch.shares <= done), branch
+
+
+def test_what_a_failure_stopped_goes_on_when_others_have_made_it() -> None:
+    failed, behind = Branch("a", ("a0", "a1"), frozenset(), 2.0), Branch("b", ("b0",), frozenset({"a1"}), 1.0)
+    beside = Branch("c", ("c0",), frozenset({"b0"}), 1.0, shares=frozenset({"b0"}))
+    queue = Queue([failed, behind, beside], set())
+    queue.give_up(queue.take("a"))
+    assert [branch.id for branch in queue.ready] == ["c"], "b will not make what c shares with it"
+    queue.complete("a1")  # by another run
+    queue.complete("b0")
+    assert [branch.id for branch in queue.ready] == ["b", "c"] and queue.waiting == 0
+
+
 @settings(max_examples=100, deadline=None)
 @given(grids())
 def test_the_virtual_clock_ends_between_the_two_bounds(grid: Any) -> None:

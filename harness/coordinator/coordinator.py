@@ -352,12 +352,10 @@ class Coordinator:
             self.queue.push(branch)
         else:
             self.failed[name] = reason
+            self.queue.give_up(branch)
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
-        """The machines of a gang that are gone.
-
-        Any machine, where the gang had not come to tell where it is.
-        """
+        """The machines of a gang that are gone; any, where it had not come to tell where it is."""
         nodes = {process.node for process in gang.processes} or set(machines(self._lost))
         lost = unreachable(nodes)
         self._lost |= lost

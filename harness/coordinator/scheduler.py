@@ -129,6 +129,7 @@ class Queue:
         """
         self._missing: dict[str, set[str]] = {}
         self._waits: dict[str, list[Branch]] = {}
+        self._given_up: set[str] = set()
         self._ready: list[tuple[float, str, Branch]] = []
         for branch in branches:
             missing = {node for node in branch.needs if node not in done}
@@ -145,9 +146,28 @@ class Queue:
     def complete(self, node: str) -> None:
         """A node is committed."""
         for branch in self._waits.pop(node, ()):
-            self._missing[branch.id].discard(node)
-            if not self._missing[branch.id]:
-                self.push(branch)
+            self._found(branch, node)
+
+    def give_up(self, branch: Branch) -> None:
+        """A branch has failed for good, so those that need it will not run either.
+
+        Whoever only shares what any of these would have made waits for it no longer.
+        """
+        found = [branch]
+        while found:
+            nodes = found.pop().nodes
+            for node, waiting in [(node, self._waits[node]) for node in nodes if node in self._waits]:
+                self._waits[node] = needing = [other for other in waiting if node not in other.shares]
+                for other in waiting:
+                    if node in other.shares:
+                        self._found(other, node)
+                found += [other for other in needing if other.id not in self._given_up]
+                self._given_up |= {other.id for other in needing}
+
+    def _found(self, branch: Branch, node: str) -> None:
+        self._missing[branch.id].discard(node)
+        if not self._missing[branch.id]:
+            self.push(branch)
 
     def take(self, branch: str) -> Branch:
         """Remove a branch that a gang runs now."""

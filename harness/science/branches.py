@@ -17,6 +17,7 @@ class Branch:
         needs: Nodes outside the branch that must be committed before it starts.
         rank: Cost of the longest path from its first node to a leaf: the scheduler's priority.
         ranks: The same of each of its nodes; empty where nothing is known but ``rank``.
+        shares: Those of ``needs`` that only make first what it would make itself without them.
     """
 
     id: str
@@ -24,6 +25,7 @@ class Branch:
     needs: frozenset[str]
     rank: float
     ranks: tuple[float, ...] = ()
+    shares: frozenset[str] = frozenset()
 
     def rest(self, node: str) -> Branch:
         """What is left of it from one of its nodes on, under the same id and by its own priority."""
@@ -66,5 +68,6 @@ def cut(lineage: Lineage) -> tuple[Branch, ...]:
         while path[-1] in heirs:
             path.append(heirs[path[-1]])
         ranks = tuple(height[each] for each in path)
-        branches.append(Branch(key[:12], tuple(path), frozenset(node.dependencies), ranks[0], ranks))
+        needs = frozenset(node.dependencies)
+        branches.append(Branch(key[:12], tuple(path), needs, ranks[0], ranks, node.shares))
     return tuple(branches)

@@ -32,6 +32,7 @@ class Node:
             ``previous``.
         judged_by: The node whose fit ``spec.corpus.judge`` names; None where it names none.
         dependencies: Nodes that must be committed before: the previous one, and owners of what it shares.
+        shares: Those of them that only make first what it would make itself without them.
         cost: Estimated relative cost.
     """
 
@@ -46,6 +47,7 @@ class Node:
     dependencies: tuple[str, ...]
     cost: float
     judged_by: str | None = None
+    shares: frozenset[str] = frozenset()
 
     @property
     def generation(self) -> int:
@@ -260,10 +262,11 @@ class _Builder:
         self.read(corpus.key, cell.measured.examples)
         if (known := self.nodes.get(spec.key)) is not None:
             return self._meet(known, previous)
-        shared = {self.owners.setdefault(key, spec.key) for key in (fit.key, corpus.key)} - {spec.key}
+        needed = {previous.evaluation} if previous else set()
         if cell.source is not None or cell.members:
             own = {node.evaluation for node in path} if cell.members else set()
-            shared |= {writer.evaluation for writer in writers.values()} - own
+            needed |= {writer.evaluation for writer in writers.values()} - own
+        owners = {self.owners.setdefault(key, spec.key) for key in (fit.key, corpus.key)} - {spec.key}
         node = Node(
             spec=spec,
             cell=index,
@@ -273,9 +276,12 @@ class _Builder:
             first=first.evaluation if first else spec.key,
             init_from=previous.evaluation if previous and fit.parent is not None else None,
             prompted_by=continued.evaluation if continued else None,
-            dependencies=tuple(dict.fromkeys(([previous.evaluation] if previous else []) + sorted(shared))),
+            dependencies=tuple(
+                dict.fromkeys(([previous.evaluation] if previous else []) + sorted(needed | owners))
+            ),
             cost=cell.cost * step.recipe.size,
             judged_by=judge.evaluation if judge else None,
+            shares=frozenset(owners - needed),
         )
         self.nodes[spec.key] = node
         return node
@@ -286,9 +292,12 @@ class _Builder:
         Equal keys say that it does not read what lies behind it.
         """
         if known.previous is not None and previous is not None and previous.evaluation != known.previous:
-            needed = dict.fromkeys((known.first, *known.corpora.values(), *known.dependencies))
+            read = (known.first, *known.corpora.values())
+            needed = dict.fromkeys((*read, *known.dependencies))
             needed.pop(known.previous, None)
-            known = self.nodes[known.evaluation] = replace(known, previous=None, dependencies=tuple(needed))
+            known = self.nodes[known.evaluation] = replace(
+                known, previous=None, dependencies=tuple(needed), shares=known.shares.difference(read)
+            )
         return known
 
 

@@ -263,6 +263,29 @@ def test_the_first_adapter_is_the_same_wholeor_separate(both: Any) -> None:
     assert len({found[0] for found in fits.values()}) == 1 and len({found[1] for found in fits.values()}) == 3
 
 
+def test_a_lost_base_is_fitted_again_before_it_is_added_to(
+    published: tuple[Path, Callable[..., Path]], tmp_path: Path, ranks: Any
+) -> None:
+    """An evaluation that needs generation 0's weights anew adds its adapter to these, and to no others."""
+    _, make_study = published
+    lora = {"kind": "lora", "rank": RANK, "weights": "separate", "generations": "later"}
+    config = make_study(**{"learner.adapter": lora, "learner.init": "previous"})
+    prepared, store = run_all(config, tmp_path / "root", ranks=ranks)
+    first, last = nodes_of(prepared)
+    assert last.spec.fit.base == first.fit and store.has_weights(last.fit)
+    before, about = (
+        store.json("evaluations", last.evaluation, f"{name}.json") for name in ("record", "provenance")
+    )
+    store.evict_weights(first.fit, "test")
+    shutil.rmtree(store.path("evaluations", last.evaluation))
+    observer = Events()
+    _, store = run_all(config, tmp_path / "root", ranks=ranks, observer=observer)
+    assert "weights_restored" in [kind for kind, _ in observer.seen]
+    assert store.json("evaluations", last.evaluation, "record.json") == before
+    again = store.json("evaluations", last.evaluation, "provenance.json")
+    assert again["versions"] == about["versions"] and "peft" in about["versions"]
+
+
 def _seen(prepared: Prepared, store: Store) -> list[list[Any]]:
     found = []
     for node in nodes_of(prepared):

@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from harness.components import LEARNERS
 from harness.components.model import resolve_model
 from harness.components.presets import preset_names, read_preset
 from harness.config.schema import Model, Sample, Train
+from harness.errors import LearnerError
 from harness.preparation import load_data
 from harness.records import EXTERNAL, Examples
 from harness.store import Leases, Store
@@ -30,6 +32,7 @@ torch = pytest.importorskip("torch")
 from harness.learners.language_model import batches, drift, sampling, scoring
 from harness.learners.language_model import model as models
 from harness.learners.language_model.drawing import choose, distribution
+from harness.learners.language_model.learner import LanguageModelLearner
 from harness.learners.language_model.sampling import Sampler, draw_batch
 from harness.learners.language_model.schedule import Schedule, learning_rate, plan_steps
 from harness.learners.language_model.scoring import score
@@ -517,14 +520,30 @@ def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -
 
 @pytest.mark.slow
 def test_longer_corpora_and_refits_are_those_of_a_first_try(
-    ranks: Any, make_config: Make, tmp_path: Path
+    ranks: Any, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Evicted weights are fitted again when a corpus must grow, and give the same bits."""
+    """Evicted weights are fitted again when a corpus must grow, and give the same bits.
+
+    Where they diverge on another machine, what was committed stays.
+    """
     config = make_config(TEXT, generations=1)
     prepared, store = run_all(config, tmp_path / "a", ranks=ranks)
     first = prepared.lineage.nodes[prepared.lineage.chains[0].nodes[0]]
     store.evict_weights(first.fit, "test")
     grown = make_config(TEXT, "grown.yaml", generations=1, regime={"kind": "replace_grown"})
+    fit, folder = LanguageModelLearner.fit, store.path("fits", first.fit)
+    committed = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def diverging(self: LanguageModelLearner, task: Any) -> Any:
+        outcome = fit(self, task)
+        (task.out / WEIGHTS).unlink()
+        return replace(outcome, status="diverged")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(LanguageModelLearner, "fit", diverging)
+        with pytest.raises(LearnerError, match="freed or lost, and fitting it again .* has diverged"):
+            run_all(grown, tmp_path / "a", ranks=ranks)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == committed
     observer = Events()
     prepared, store = run_all(grown, tmp_path / "a", ranks=ranks, observer=observer)
     assert "weights_restored" in [kind for kind, _ in observer.seen]

@@ -119,11 +119,6 @@ class BranchRun:
         """The weights that are asked about what a node writes, where they are not its own."""
         return None if node.judged_by is None else self.weights(self.plan.nodes[node.judged_by])
 
-    def _base(self, node: Node) -> Path | None:
-        """Where the fit lies that a node's fit adds to."""
-        base = node.spec.fit.base
-        return None if base is None else self.store.path("fits", base)
-
     def _has_fit(self, node: Node) -> bool:
         return self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
 
@@ -137,7 +132,7 @@ class BranchRun:
         report = self.context.reporter(node, "fit")
         refit = self.context.on_rank_0(lambda: self.store.sound("fits", node.fit))
         parent = None if node.init_from is None else self.weights(self.plan.nodes[node.init_from])
-        anchor = node.spec.fit.reference
+        anchor, base = node.spec.fit.reference, node.spec.fit.base
         reference = None if anchor is None else self.weights(self.plan.nodes[node.first])
         training = self.training_set(node)
         staged = self.context.on_rank_0(lambda: self.store.stage(node.fit))
@@ -155,7 +150,7 @@ class BranchRun:
                 checkpoint_s=self.plan.execution.resources.checkpoint_s,
                 save=lambda step, write: save_checkpoint(self.context, node, staged, step, write),
                 reference=reference,
-                base=self._base(node),
+                base=None if base is None else self.store.path("fits", base),
             )
             try:
                 outcome = self.learner.fit(task)
@@ -174,6 +169,12 @@ class BranchRun:
         self, node: Node, staged: Path, training: TrainingSet, outcome: FitOutcome, refit: bool
     ) -> None:
         if refit:
+            if outcome.status != "ok":
+                raise LearnerError(
+                    f"the weights of fit {node.fit} were freed or lost, and fitting it again on this machine "
+                    f"has {outcome.status}. What is committed of it stays; its provenance.json says where it "
+                    "was fitted: go on there, or begin a new --root with retention.weights: all"
+                )
             same = self.store.restore_weights(node.fit, staged, self.context.provenance().to_json())
             self.context.event("weights_restored" if same else "weights_replicated", node)
             return
@@ -230,7 +231,6 @@ class BranchRun:
                     shards=shards,
                     report=report,
                     control=self.context.control,
-                    base=self._base(node),
                     judge=judge,
                 )
             )
@@ -286,7 +286,6 @@ class BranchRun:
                         control=self.context.control,
                         others=self._others(node),
                         texts=self.ranks.broadcast(earlier.texts() if earlier else None),
-                        base=self._base(node),
                         learned=lambda: self._learned(node),
                         judge=None if node.judged_by is None else lambda: self._judge(node) or Path(),
                         scores=self.ranks.broadcast(self._scores(node, len(corpus))),

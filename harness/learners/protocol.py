@@ -320,7 +320,6 @@ class SampleTask:
         shards: (start, stop) of the shards that are committed, also behind a gap.
         report: Called with progress.
         control: Asked between batches whether to stop.
-        base: Folder of the fit that ``spec.fit.base`` names, where it does.
         judge: Folder of the fit that ``spec.judge`` names, where it does.
     """
 
@@ -333,7 +332,6 @@ class SampleTask:
     shards: frozenset[tuple[int, int]]
     report: Report
     control: Control
-    base: Path | None = None
     judge: Path | None = None
 
 
@@ -356,8 +354,6 @@ class EvaluateTask:
         control: Told of every batch.
         others: Other real texts that the model is scored on, by name.
         texts: The prompts' continuations, where an earlier evaluation of the same fit has them.
-        base: Folder of the fit that ``spec.fit.base`` names, where it does; it has its weights once ``fit``
-            was called.
         judge: As ``fit``, of the fit that ``spec.corpus.judge`` names; None where it names none.
         learned: Gives what a judge has learned from, of the corpus that ``spec.learned`` names; collective.
         scores: What the model gave each of the corpus's examples as it wrote them, in nats; None where that
@@ -375,7 +371,6 @@ class EvaluateTask:
     control: Control
     others: Mapping[str, Examples] = field(default_factory=dict)
     texts: Sequence[Mapping[str, str]] | None = None
-    base: Path | None = None
     judge: Callable[[], Path] | None = None
     learned: Callable[[], Examples | None] = lambda: None
     scores: npt.NDArray[np.float64] | None = None

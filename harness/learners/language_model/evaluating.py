@@ -36,7 +36,6 @@ class Evaluator:
         self.data, self.ranks, self.spec = inference.data, inference.ranks, task.spec.fit
         self.measured, self.prompt = task.spec.measured.section, inference.data.prompt_tokens
         self._done, self._pieces = itertools.count(1), 0
-        inference.begin(self.spec, task.base)
 
     def evaluation(self) -> Evaluation:
         """All metrics of a generation, and the values per sequence behind them.

@@ -31,19 +31,13 @@ class Inference:
         ranks: Those that share the work.
         execution: How it is done.
         device: Where models lie.
-        adapted: Whether the fits that a call is about are fitted by peft.
     """
 
     def __init__(self, data: TextCorpus, ranks: Ranks, execution: Execution) -> None:
         """Nothing is loaded yet."""
         self.data, self.ranks, self.execution = data, ranks, execution
-        self.device, self.adapted = device(), False
+        self.device = device()
         self._loaded: tuple[Path | None, PreTrainedModel] | None = None
-        self._base: Path | None = None
-
-    def begin(self, spec: FitSpec, base: Path | None) -> None:
-        """Note what a call is about: where what its fits add to lies, and whether they are fitted by peft."""
-        self._base, self.adapted = base, fitted(spec).adapter is not None
 
     def release(self) -> None:
         """Let go of the model that is loaded."""
@@ -54,14 +48,18 @@ class Inference:
         return int(self.data.meta["bos"]) if text_of(spec).prepend_bos else None
 
     def model(self, spec: FitSpec, folder: Path | None) -> PreTrainedModel:
-        """The fitted model in a folder, the pretrained one where that is None; the last one stays loaded."""
+        """The fitted model in a folder, the pretrained one where that is None; the last one stays loaded.
+
+        Fits lie side by side, so what an adapter is added to is beside it.
+        """
         if self._loaded is None or self._loaded[0] != folder:
             self._loaded = None
             dtype, places = models.DTYPES[fitted(spec).train.precision], self.execution.models
             if folder is None:
                 found = models.to_read(adapters.base_model(spec, None, places, dtype), self.device)
             elif adapters.is_adapter(folder):  # merged: sampling and scoring cost what they cost without one
-                whole = adapters.whole_model(spec, folder, self._base, places)
+                base = None if spec.base is None else folder.parent / spec.base
+                whole = adapters.whole_model(spec, folder, base, places)
                 found = models.to_read(whole, self.device)
             else:
                 found = models.read_model(folder, dtype, self.device)

@@ -53,6 +53,7 @@ class LanguageModelLearner:
         """Keep the text."""
         self.data, self.ranks, self.execution = data, ranks, execution
         self.inference = Inference(data, ranks, execution)
+        self._adapted = False
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
@@ -60,8 +61,8 @@ class LanguageModelLearner:
         # models and their caches refer to themselves: what was loaded before would stay beside this fit
         give_back()
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
-        self.inference.begin(spec, task.base)
         adapter = _adapter_of(spec)
+        self._adapted = adapter is not None
         # Under ZeRO-3 no rank holds a whole model, not even as it is made.
         nothing = train.max_steps == 0 or not len(task.training.examples)
         if not len(task.training.examples) and (spec.init != "previous" or task.init_from is None):
@@ -204,7 +205,7 @@ class LanguageModelLearner:
         folder = task.reference or task.init_from
         if fitted(task.spec).train.anchor is None or folder is None:
             return None
-        if self.inference.adapted and folder == _before(task) and self.execution.resources.zero_stage != 3:
+        if self._adapted and folder == _before(task) and self.execution.resources.zero_stage != 3:
             return adapters.Without(model)
         found: Callable[..., Any] = self.inference.model(task.spec, folder)
         self.inference.release()
@@ -227,7 +228,7 @@ class LanguageModelLearner:
     def sample(self, task: SampleTask) -> int:
         """Whole batches, dealt out over the ranks; each is committed as a shard when it is done."""
         spec, control = task.spec.fit, task.control
-        self.inference.begin(spec, task.base)
+        self._adapted = _adapter_of(spec) is not None
         size, width = self.execution.resources.sampled_together, text_of(spec).block_size
         sampler = self.inference.sampler(task.spec, self.inference.model(spec, task.fit), control)
         prompt = sampler.config.prompt_length(width)
@@ -286,7 +287,9 @@ class LanguageModelLearner:
 
     def evaluate(self, task: EvaluateTask) -> Evaluation:
         """Measure a generation; the result is complete on rank 0."""
-        return Evaluator(self.inference, task).evaluation()
+        found = Evaluator(self.inference, task).evaluation()
+        self._adapted = _adapter_of(task.spec.fit) is not None  # a fit may have been made again meanwhile
+        return found
 
     def reset_peak(self) -> None:
         """Measure the peak of GPU memory anew."""
@@ -305,7 +308,7 @@ class LanguageModelLearner:
             "deepspeed": deepspeed.__version__,
             "transformers": transformers.__version__,
         }
-        if self.inference.adapted:
+        if self._adapted:
             versions["peft"] = metadata.version("peft")
         peak = torch.cuda.max_memory_allocated() if on_gpu else None
         return {

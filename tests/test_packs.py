@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import multiprocessing
 import os
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from chains import open_prepared, run_all
 from conftest import GAUSSIAN, Make, harness
@@ -228,6 +230,46 @@ def test_what_is_undamaged_gets_its_folder_back(
     store = Store.open(root)
     assert all(store.sound("evaluations", key) for key, _ in kept)
     assert contents(store) == kept and not os.listdir(root / "packs")
+
+
+@pytest.mark.parametrize(
+    "wrong", [pa.ArrowMemoryError("malloc of size 64 failed"), OSError(errno.EIO, "I/O error")]
+)
+def test_a_pack_that_cannot_be_read_now_stays(
+    copy: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, wrong: Exception
+) -> None:
+    """Want of memory, or a network that fails, says nothing about what is in it."""
+    root = copy[1]
+    packed(root)
+    (name,), before = os.listdir(root / "packs"), contents(Store.read(root))
+
+    def fails(*_: Any, **__: Any) -> Any:
+        raise wrong
+
+    for method in ("read_row_group", "__init__"):
+        with monkeypatch.context() as patched:
+            patched.setattr(packs.pq.ParquetFile, method, fails)
+            store = Store.open(root)
+            with pytest.raises((MemoryError, StoreError)) as found:
+                contents(store) or store.content("evaluations", next(iter(before))[0], "record.json")
+            assert isinstance(found.value, MemoryError) == isinstance(wrong, MemoryError)
+            with pytest.raises((MemoryError, OSError)):
+                store.unpack(name)
+    assert os.listdir(root / "packs") == [name] and not (root / "damaged").exists()
+    assert contents(Store.open(root)) == before
+
+
+def test_a_pack_that_others_have_unpacked_is_read_from_folders(copy: tuple[Path, Path]) -> None:
+    root = copy[1]
+    packed(root)
+    store, (name,) = Store.open(root), os.listdir(root / "packs")
+    before, reader = contents(store), Store.read(root)
+    assert len(reader.packs.keys()) == 14, "it has looked"
+    Store.open(root).unpack(name)
+    assert contents(store) == before
+    assert all(reader.sound("evaluations", key) for key, _ in before) and not reader.trouble
+    assert store.pack(evaluations_by_chain(store)) == 14 and os.listdir(root / "packs") == [name]
+    assert contents(store) == before and not store.packs.damage(name)
 
 
 def test_a_byte_may_be_damaged_anywhere(copy: tuple[Path, Path]) -> None:

@@ -10,6 +10,7 @@ a pack and a folder, is the same in both.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -95,9 +96,10 @@ class Packs:
             with self._looking:
                 if name in self._known:
                     continue
-                self._known.add(name)
                 try:
                     found = self._keys_of(name)
+                except MemoryError:  # one of Arrow's errors is that too; the pack has nothing to do with it
+                    raise
                 except _UNREADABLE as error:
                     self.trouble[str(self.folder / name)] = f"{self.folder / name} cannot be read: {error}"
                     damaged = not isinstance(error, OSError) or error.errno is None
@@ -105,6 +107,7 @@ class Packs:
                     self._places |= found
                     self._rows[name] = len(found)
                     damaged = False
+                self._known.add(name)
             if damaged and self._on_damage is not None:
                 self._on_damage(name)
 
@@ -143,6 +146,16 @@ class Packs:
                     self._checked[name] = str(error)
             return self._checked[name]
 
+    def trust(self, name: str) -> None:
+        """Go on with a pack.
+
+        Raises:
+            DamagedError: It is damaged (`damage`).
+            StoreError: It cannot be read.
+        """
+        if damage := self.damage(name):
+            raise DamagedError(damage)
+
     def read(self, key: str, name: str) -> bytes:
         """A file of an evaluation.
 
@@ -166,6 +179,8 @@ class Packs:
                 if name not in file.schema_arrow.names:
                     return None
                 return file.read_row_group(group, columns=[name])[name]
+        except MemoryError:
+            raise
         except pa.ArrowException as error:
             raise DamagedError(f"{path} cannot be read: {error}") from None
 
@@ -221,16 +236,43 @@ class Packs:
     def forget(self, name: str) -> None:
         """Forget what was read of a pack that is gone."""
         self._known.discard(name)
+        self._checked.pop(name, None)
+        self._column.cache_clear()
         self._places = {key: place for key, place in self._places.items() if place.pack != name}
 
+    def gone(self, key: str) -> bool:
+        """Whether the pack that an evaluation was in is there no more; it is forgotten then."""
+        place = self._places.get(key)
+        if place is None or (self.folder / place.pack).exists():
+            return False
+        self.forget(place.pack)
+        return True
+
     def salvaged(self, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:
-        """Key and files of every evaluation of a pack that match their checksums, if it is damaged too."""
+        """Key and files of every evaluation of a pack that match their checksums, if it is damaged too.
+
+        Raises:
+            MemoryError: There is no memory to read it.
+            OSError: The system does not give it; what is in it may be good.
+        """
         path = self.folder / name
-        with contextlib.suppress(*_UNREADABLE), pq.ParquetFile(path) as file:
+        with _where_damaged(), pq.ParquetFile(path) as file:
             names = [name for name in file.schema_arrow.names if name != KEY]
             for group in range(file.num_row_groups):
-                with contextlib.suppress(*_UNREADABLE):
+                with _where_damaged():
                     yield from _good(file.read_row_group(group, columns=names).to_pylist())
+
+
+@contextlib.contextmanager
+def _where_damaged() -> Iterator[None]:
+    """Pass over what a damaged pack raises, and one that is gone; let through what says nothing of it."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.ENOENT):
+            raise
 
 
 def _good(rows: Sequence[Mapping[str, object]]) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -196,9 +196,7 @@ class Store:
     def sound(self, kind: ItemKind, key: str) -> bool:
         """Whether an item is committed, matches its checksums and lies under its own key.
 
-        A damaged one counts as absent, and is set aside (`mends`).
-
-        An item is checked once per process.
+        A damaged one counts as absent, and is set aside (`mends`). An item is checked once per process.
 
         Raises:
             StoreError: It cannot be read, which says nothing about it; only where the store is open for
@@ -215,13 +213,12 @@ class Store:
         if packed is None and not folder:
             return False
         try:
-            if packed is None:
-                self.check(kind, key)
-            elif damage := self.packs.damage(packed.pack):
-                raise DamagedError(damage)
+            self.check(kind, key) if packed is None else self.packs.trust(packed.pack)
         except StoreError as error:
             if self.mends and not isinstance(error, DamagedError):
                 raise
+            if packed is not None and self.packs.gone(key):  # somebody has unpacked it since
+                return self.sound(kind, key)
             self.trouble[str(path)] = str(error)
             if self.mends and packed is not None:
                 self.unpack(packed.pack)
@@ -341,7 +338,12 @@ class Store:
             except DamagedError:  # unless somebody has packed it since
                 if self._packed(kind, key) is None:
                     raise
-        return self.packs.read(key, name)
+        try:
+            return self.packs.read(key, name)
+        except DamagedError:  # unless somebody has unpacked it since
+            if not self.packs.gone(key):
+                raise
+            return self.content(kind, key, name)
 
     def json(self, kind: AnyKind, key: str, name: str) -> Any:
         """A JSON file of a committed item (errors as `content`); a store that mends sets damage aside."""
@@ -377,7 +379,7 @@ class Store:
                 if not path.is_dir():
                     continue
                 place = self._packed("evaluations", key)
-                if place is not None:  # a crash has left the folder
+                if place is not None and not self.packs.gone(key):  # a crash has left the folder
                     folders += 0 if self.packs.damage(place.pack) else self._drop(place.pack, [key])
                     continue
                 self.check("evaluations", key)
@@ -450,11 +452,7 @@ class Store:
         return folder / (ADAPTER if there else WEIGHTS)
 
     def evict_weights(self, fit: str, reason: str) -> int:
-        """Free the weights of a fit and leave a tombstone.
-
-        Returns:
-            Bytes freed.
-        """
+        """Free the weights of a fit and leave a tombstone; returns the bytes freed."""
         path = self.weights_file(fit)
         try:
             size = path.stat().st_size
@@ -483,7 +481,7 @@ class Store:
         sums = read_json(target / CHECKSUMS)
         expected = sums.get(name)
         seal(staged)
-        found = read_json(staged / CHECKSUMS).get(name)
+        found = read_json(staged / CHECKSUMS)[name]  # nothing is written where there are no weights
         if expected != found:
             known = read_json(target / REPLICAS) if (target / REPLICAS).exists() else []
             write_json(

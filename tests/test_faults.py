@@ -26,7 +26,7 @@ from processes import await_event, events, gone, once, ranks_of, result, start, 
 from harness.compiler import PLACE, UNFINISHED
 from harness.coordinator.failures import Budget, classify, store_trouble
 from harness.coordinator.processes import clear_stale_locks, reap, this_process
-from harness.errors import StoreError
+from harness.errors import DamagedError, DataError, LearnerError, StoreError, StoreVersionError
 
 pytestmark = pytest.mark.ray
 
@@ -277,7 +277,15 @@ def test_errors_are_classified_by_what_a_person_can_do() -> None:
             raise StoreError("/x cannot be committed") from error
     except StoreError as error:
         assert classify(error)[0] == "store"
-    assert classify(StoreError("something else")) == ("input", "something else")
+    # a network's file system may give at the next try what it does not give now
+    assert classify(StoreError("something else")) == ("crash", "something else")
+    assert classify(DamagedError("a shard")) == ("crash", "a shard"), "set aside, and made again"
+    for error in (
+        StoreVersionError("a newer version"),
+        LearnerError("nothing passes"),
+        DataError("too small"),
+    ):
+        assert classify(error) == ("input", str(error))
     assert classify(ValueError("a\nb")) == ("crash", "ValueError: a")
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from harness.config.schema import Resources
-from harness.errors import HarnessError, reason_of
+from harness.errors import HarnessError, InputError, StoreError, reason_of
 from harness.registry.blame import culprit
 from harness.store.store import WRITABLE_PROBE
 
@@ -62,7 +62,9 @@ def classify(error: BaseException) -> tuple[FailureKind, str]:
         if isinstance(found, OSError) and found.errno in _DISK_ERRORS or _DISK.search(str(found)):
             return "store", reason_of(found)
     if isinstance(error, HarnessError):
-        return "input", str(error)
+        # what could not be read now may be read at the next try; what was damaged is made again then
+        passing = isinstance(error, StoreError) and not isinstance(error, InputError)
+        return "crash" if passing else "input", str(error)
     said, whose = f"{type(error).__name__}: {reason_of(error)}", culprit(error)
     return "crash", f"{whose}: {said}" if whose else said
 

@@ -270,6 +270,22 @@ def test_slices_hold_every_chain_once_whatever_is_there(make_config: Make, tmp_p
     assert slices[0].only(set()) is None
 
 
+def test_of_two_bundles_of_a_chain_the_first_counts(make_config: Make, tmp_path: Path) -> None:
+    """Another kind of processor may have rounded otherwise; what was reported once must not change by it."""
+    _, store = run_bundles(make_config({**BASE, **CASES["gaussian"]}), tmp_path / "root")
+    (name,) = store.bundles.names()
+    rows, how = pq.read_table(store.bundles.folder / name), store.bundles.provenance(name)
+    chains = {key: place.generations for key, place in store.bundles.index().items()}
+    for year in range(3):  # whatever their hashes
+        store.bundles.commit(
+            rows.slice(year), chains, {**how, "finished": f"{2990 + year}-01-01T00:00:00+00:00"}
+        )
+    for index in (Store.read(store.root).bundles.index(), store.bundles.index(), store.bundles.news()):
+        assert {place.path.name for place in index.values()} == {name}
+    first = store.bundles.commit(rows.slice(3), chains, {**how, "finished": "1990-01-01T00:00:00+00:00"})
+    assert {place.path for place in store.bundles.index().values()} == {first}
+
+
 def test_a_damaged_bundle_is_set_aside_and_made_again(make_config: Make, tmp_path: Path) -> None:
     root, config = tmp_path / "root", make_config({**BASE, **CASES["discrete"]})
     expected = export(*run_bundles(config, root))

@@ -1,7 +1,8 @@
 """Bundles: records and parameters of many cheap chains in one Parquet file, found by the chains' keys.
 
 A file's name is the hash of its content, so writing one is a commit: a link that is there or is not. A chain
-that is in two files is the same in both.
+that is in two files is the same in both, up to rounding where two kinds of processors have computed it; of
+files with as many of its generations the one that was finished first counts.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class Bundles:
         """Keep the folder, and what a `Store` says of damage; nothing is read yet."""
         self.folder, self.mends = folder, mends
         self.trouble = {} if trouble is None else trouble
-        self._metadata: dict[str, dict[str, int]] = {}
+        self._metadata: dict[str, tuple[str, dict[str, int]]] = {}
         self._sound: set[str] = set()
         self._told: set[str] = set()
 
@@ -84,7 +85,7 @@ class Bundles:
         return sorted(path.name for path in self.folder.glob("*.parquet"))
 
     def index(self) -> dict[str, InBundle]:
-        """Chain key to its bundle; the longest where there are several.
+        """Chain key to its bundle; the longest where there are several, of equals the first.
 
         A file that is no bundle holds nothing.
         """
@@ -98,25 +99,28 @@ class Bundles:
 
     def _places(self, names: Iterable[str]) -> dict[str, InBundle]:
         found: dict[str, InBundle] = {}
-        for name in names:
-            for key, generations in self._chains(name).items():
+        for (_, chains), name in sorted(((self._about(name), name) for name in names), key=_age):
+            for key, generations in chains.items():
                 if key not in found or found[key].generations < generations:
                     found[key] = InBundle(self.folder / name, generations)
         return found
 
-    def _chains(self, name: str) -> dict[str, int]:
+    def _about(self, name: str) -> tuple[str, dict[str, int]]:
+        """When a bundle was finished, and its chains."""
         if name not in self._metadata:
             try:
                 self.check(name)
                 with reading(self.folder / name):
-                    self._metadata[name] = json.loads(pq.read_metadata(self.folder / name).metadata[CHAINS])
+                    found = pq.read_metadata(self.folder / name).metadata
+                how = json.loads(found[PROVENANCE])
+                self._metadata[name] = how.get("finished", ""), json.loads(found[CHAINS])
             except StoreError as error:
                 # One that cannot be read keeps its place: whoever may read it has its chains, and nobody else
                 # needs to stop for it.
                 self.trouble[str(self.folder / name)] = str(error)
                 if self.mends and isinstance(error, DamagedError):
                     move_aside(self.folder / name, self.folder.parent)  # its chains are computed again
-                return {}
+                return "", {}
         return self._metadata[name]
 
     def check(self, name: str) -> None:
@@ -201,6 +205,11 @@ def taken(columns: dict[str, pa.ChunkedArray], places: npt.NDArray[np.integer[An
         columns[name] = columns[name].combine_chunks().take(places)
         pa.default_memory_pool().release_unused()  # else as much stays as a large table takes
     return columns
+
+
+def _age(one: tuple[tuple[str, dict[str, int]], str]) -> tuple[str, str]:
+    (finished, _), name = one
+    return finished, name
 
 
 def _hash(path: Path) -> str:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from harness.api import Results, load, plan, run
 
-__version__ = "0.2.0.dev2"
+__version__ = "0.2.0.dev3"
 __all__ = ["Results", "__version__", "load", "plan", "run"]
 
 

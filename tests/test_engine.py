@@ -90,6 +90,36 @@ def test_a_fit_leaves_no_memory_behind(ranks: Any, stage: int, precision: str, a
         assert held() - before < parameters  # a byte; an engine that stays has 12 and more
 
 
+def torchs_own() -> dict[str, Any]:
+    """Everything of torch that a library could have replaced, by its name."""
+    places: list[Any] = [torch, torch.Tensor, torch.autograd, torch.distributed, nn, nn.functional]
+    places += [torch.nn.init, torch.optim.Optimizer, nn.Module]
+    kinds = [nn.Module]
+    for kind in kinds:
+        kinds += [found for found in kind.__subclasses__() if found not in kinds]
+    found = {f"{place.__name__}.{name}": value for place in places for name, value in vars(place).items()}
+    return found | {f"{kind}.__init__": kind.__init__ for kind in kinds}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_a_fit_gives_back_what_is_torchs(ranks: Any, stage: int) -> None:
+    """ZeRO-3 has a linear layer of its own, without which gathered weights would stay for the backward."""
+    from harness.learners.language_model.engine import Engine, deepspeed
+
+    before = torchs_own()
+    assert before["torch.nn.functional.linear"] is torch._C._nn.linear
+    engine = Engine(small("opt"), Train(batch_size=4, precision="bf16"), 4, 1, stage)
+    inside = deepspeed.runtime.zero.linear.zero3_linear_wrap if stage == 3 else torch._C._nn.linear
+    assert nn.functional.linear is inside
+    tokens = torch.zeros((4, 16), dtype=torch.long, device=next(engine.module.parameters()).device)
+    engine.backward(engine.logits(tokens).float().logsumexp(-1).sum())
+    assert nn.functional.linear is inside
+    engine.close()
+    after = torchs_own()
+    assert not [name for name, value in before.items() if after[name] is not value]
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("precision", "asked"), [("fp32", True), ("bf16", True), ("bf16", False)])

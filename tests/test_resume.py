@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from chains import Events, contents, run_all
+from chains import Events, contents, run_all, stopping
 from chats import chat
 from conftest import TEXT, Make, installed
 
@@ -18,6 +18,7 @@ from harness.learners.protocol import Control
 from harness.store import Experiment, Store, Workplace
 
 installed("deepspeed")
+import torch
 
 from harness.learners.language_model import training
 from harness.learners.language_model.checkpoint import load_tree, save_tree
@@ -95,6 +96,51 @@ def test_a_crashed_fit_goes_on_to_the_same_bytes(
             "fits", node.fit, "fit.json"
         )
     assert not list((root / "work").iterdir()), "nothing is left of the work"
+
+
+BIASED = {"learner.model.architecture": "opt", "resources.zero_stage": 3, "generations": 1}
+"""Its linear layers have biases, which DeepSpeed's own linear layer adds after it has rounded."""
+
+
+def test_what_a_fit_under_zero_3_has_changed_is_undone(
+    make_config: Make, tmp_path: Path, ranks: Any, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """DeepSpeed's linear layer is there in fits alone, in whatever way they end; so what samples and scores
+    behind a fit computes what a process does that finds it done."""
+    from harness.learners.language_model import engine
+
+    deepspeed = engine.deepspeed
+    own, theirs = torch._C._nn.linear, deepspeed.runtime.zero.linear.zero3_linear_wrap
+    config, seen = make_config(TEXT, **BIASED), list[tuple[str, Any]]()
+
+    def on(kind: str, fields: dict[str, Any]) -> None:
+        seen.append((kind, torch.nn.functional.linear))
+
+    prepared, store = run_all(config, tmp_path / "whole", ranks=ranks, observer=Events(on))
+    assert {found for kind, found in seen if kind == "progress fit"} == {theirs}
+    assert {found for kind, found in seen if kind != "progress fit"} == {own}
+    assert {"fit_committed", "progress sample"} <= {kind for kind, _ in seen}
+    for generation, kind in ((0, "progress fit"), (0, "fit_committed"), (1, "fit_committed")):
+        with pytest.raises(Crash):
+            observer = crash_at(kind, 1, generation=generation)
+            run_all(config, tmp_path / "root", ranks=ranks, observer=observer)
+        assert torch.nn.functional.linear is own
+    stopped = Control()
+    run_all(
+        config, tmp_path / "stop", ranks=ranks, observer=stopping(stopped, "progress fit"), control=stopped
+    )
+    assert torch.nn.functional.linear is own
+    found, root = run_all(config, tmp_path / "root", ranks=ranks)
+    assert contents(root, found) == contents(store, prepared)
+
+    def fails(**given: Any) -> None:
+        seen.append(("initialize", torch.nn.functional.linear))
+        raise Crash
+
+    monkeypatch.setattr(deepspeed, "initialize", fails)
+    with pytest.raises(Crash):
+        run_all(config, tmp_path / "fails", ranks=ranks)
+    assert seen[-1] == ("initialize", theirs) and torch.nn.functional.linear is own
 
 
 def test_a_chain_on_chats_goes_on_to_the_same_bytes(

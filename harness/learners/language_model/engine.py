@@ -61,11 +61,26 @@ def deepspeed_config(
     }
 
 
+_LINEAR = nn.functional.linear
+"""torch's own."""
+
+
+def restore_linear() -> None:
+    """Let linear layers compute what torch does: behind a fit under ZeRO-3, however it has ended.
+
+    ``deepspeed.zero.Init`` replaces ``torch.nn.functional.linear`` for the process. Its own keeps no gathered
+    weights for the backward pass, which a fit needs, and rounds a layer with a bias twice. What samples and
+    scores later would have other last bits than in a process that fits nothing.
+    """
+    nn.functional.linear = _LINEAR
+
+
 class Scattering:
     """Gives each rank its part of a parameter of a model that ZeRO-3 will fit, as soon as there is one.
 
     It is DeepSpeed's own (``deepspeed.zero.Init``), for a model that is not built under it: what that would
-    draw depends on the ranks. All ranks call it with the same parameters in the same order.
+    draw depends on the ranks. All ranks call it with the same parameters in the same order. Who has called it
+    calls `restore_linear` in the end.
     """
 
     def __init__(self, train: Train, world_size: int) -> None:
@@ -264,7 +279,8 @@ class Engine:
         self.module.train(on)
 
     def close(self) -> None:
-        """Free what the engine holds."""
+        """Free what the engine holds, and give linear layers back to torch."""
+        restore_linear()
         module, optimizer = self.module, self._engine.optimizer
         self._engine.destroy()
         del self._engine, self._masters

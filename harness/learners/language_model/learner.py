@@ -21,7 +21,7 @@ from harness.errors import LearnerError
 from harness.learners.language_model import adapter as adapters
 from harness.learners.language_model import model as models
 from harness.learners.language_model.deferred import Keep
-from harness.learners.language_model.engine import Scattering
+from harness.learners.language_model.engine import Scattering, restore_linear
 from harness.learners.language_model.evaluating import Evaluator
 from harness.learners.language_model.inference import Inference
 from harness.learners.language_model.objectives import Objective, Units, make_objective
@@ -57,6 +57,12 @@ class LanguageModelLearner:
 
     def fit(self, task: FitTask) -> FitOutcome:
         """Fit through DeepSpeed; rank 0 writes the weights in the training precision."""
+        try:
+            return self._fit(task)
+        finally:
+            restore_linear()  # an engine does so too, but a model that is built for ZeRO-3 may get none
+
+    def _fit(self, task: FitTask) -> FitOutcome:
         self.inference.release()
         # models and their caches refer to themselves: what was loaded before would stay beside this fit
         give_back()

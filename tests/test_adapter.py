@@ -18,7 +18,7 @@ from hub_endpoint import Hub
 from harness.api import Results
 from harness.components.adapter import Lora
 from harness.config.schema import Model
-from harness.errors import InputError
+from harness.errors import InputError, LearnerError
 from harness.inspection.planner import disk_bytes
 from harness.inspection.pull import pull
 from harness.inventory.memory import memory_of
@@ -555,6 +555,52 @@ def test_no_steps_leave_the_pretrained_model(ranks: Any, published: Any, tmp_pat
         prepared, store = run_all(make_study(**changes, **more), tmp_path / name, ranks=ranks)
         found.append(_seen(prepared, store))
     assert found[0] == found[1]
+
+
+REFRESH = {"kind": "replace", "synthetic_ratio": 1.0, "refresh": {"at": [1], "init": "previous"}}
+LATER = {"kind": "lora", "rank": RANK, "weights": "separate", "generations": "later"}
+
+
+@pytest.mark.parametrize("refresh", [{"at": [3, 1]}, {"every": 1}])
+def test_no_adapter_is_read_on_other_weights(published: Any, tmp_path: Path, refresh: Any) -> None:
+    """Generation 1 would be fitted on generation 0's weights, and read on the pretrained model's."""
+    make_study = published[1]
+    regime = {**REFRESH, "refresh": {**refresh, "init": "previous"}}
+    study = {"regime": regime, "learner.adapter": LATER}
+    message = (
+        r"config.yaml:\d+: regime.refresh.init: found previous, and generation 1 is a refresh.* allowed: "
+        "pretrained, a first refresh behind generation 1, adapter.weights: merged, or learner.init: previous"
+    )
+    with pytest.raises(InputError, match=message):
+        prepare(make_study(**study), tmp_path / "absent")
+    for name, changes in {
+        "begins": {"regime": {**regime, "refresh": {**refresh, "init": "pretrained"}}},
+        "later": {"regime": {**regime, "refresh": {"every": 2, "init": "previous"}}},
+        "merged": {"learner.adapter": {**LATER, "weights": "merged"}},
+        "all": {"learner.adapter": {**LATER, "generations": "all"}},
+        "goes on": {"learner.init": "previous"},
+    }.items():
+        assert prepare(make_study(**{**study, **changes}), tmp_path / "absent"), name
+    study |= {"learner.init": "previous", "regime": {**regime, "refresh": {**refresh, "init": "pretrained"}}}
+    with pytest.raises(
+        InputError, match="found pretrained, but .* of generation 0's weights; allowed: previous"
+    ):
+        prepare(make_study(**study), tmp_path / "absent")
+
+
+@pytest.mark.slow
+def test_a_fit_refuses_a_base_that_it_would_not_name(
+    ranks: Any, published: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_study = published[1]
+    monkeypatch.setattr("harness.components.language_model.check_refresh", lambda config: None)
+    config = make_study(**{"regime": REFRESH, "learner.adapter": LATER})
+    zero, one = nodes_of(prepare(config, tmp_path / "absent"))
+    message = f"generation 1 begins with the weights of fit {zero.fit}, .* to those of the pretrained model; "
+    with pytest.raises(LearnerError, match=message):
+        run_all(config, tmp_path / "root", ranks=ranks)
+    store = Store(tmp_path / "root")
+    assert store.sound("fits", zero.fit) and not store.sound("fits", one.fit)
 
 
 # --- plans --------------------------------------------------------------------------------------------------

@@ -92,8 +92,19 @@ def check_refresh(config: Any) -> None:
             "regime.refresh.init: found scratch, and an adapter cannot make a model of random weights; "
             "allowed: previous or pretrained"
         )
-    if refresh.init == "pretrained" and learner.adapter.weights == "separate" and not adapts_first(learner):
+    if learner.adapter.weights != "separate" or adapts_first(learner):
+        return
+    if refresh.init == "pretrained" and learner.init == "previous":
         raise ValueError(
             "regime.refresh.init: found pretrained, but with adapter.weights: separate and "
             "adapter.generations: later adapters are of generation 0's weights; allowed: previous"
+        )
+    # later ones go on with the adapter of the generation before, which is of the pretrained model
+    behind_full = refresh.every == 1 or 1 in (refresh.at or ())
+    if refresh.init == "previous" and learner.init == "pretrained" and behind_full:
+        raise ValueError(
+            "regime.refresh.init: found previous, and generation 1 is a refresh: it would begin with "
+            "generation 0's weights, but with learner.init: pretrained, adapter.weights: separate and "
+            "adapter.generations: later adapters are of the pretrained model's; allowed: pretrained, a first "
+            "refresh behind generation 1, adapter.weights: merged, or learner.init: previous"
         )

@@ -69,6 +69,7 @@ class LanguageModelLearner:
         spec, train, resources = task.spec, fitted(task.spec).train, self.execution.resources
         adapter = _adapter_of(spec)
         self._adapted = adapter is not None
+        _check_base(task)
         # Under ZeRO-3 no rank holds a whole model, not even as it is made.
         nothing = train.max_steps == 0 or not len(task.training.examples)
         if not len(task.training.examples) and (spec.init != "previous" or task.init_from is None):
@@ -351,6 +352,23 @@ def _before(task: FitTask) -> Path | None:
     """The fit with whose weights one begins, its adapter left aside; None where they are in no fit."""
     before = task.init_from if task.spec.init == "previous" else None
     return task.base if before is not None and adapters.is_adapter(before) else before
+
+
+def _check_base(task: FitTask) -> None:
+    """Check that a separate adapter is fitted on the weights that its fit says it is added to.
+
+    Raises:
+        LearnerError: It would be read on others.
+    """
+    spec, before = task.spec, _before(task)
+    begins = None if before is None else spec.parent if before == task.init_from else spec.base
+    if _separate(_adapter_of(spec)) and begins != spec.base:
+        one, other = ("the pretrained model" if key is None else f"fit {key}" for key in (begins, spec.base))
+        raise LearnerError(
+            f"learner.adapter: generation {spec.generation} begins with the weights of {one}, and its "
+            f"adapter would be added to those of {other}; allowed: adapter.weights: merged, or an init that "
+            "begins with the latter"
+        )
 
 
 def _finite(state: Mapping[str, torch.Tensor]) -> bool:

@@ -172,13 +172,15 @@ def _rule(cell: Cell, spec: CellSpec) -> Rule:
 
 def _filters(config: Config) -> tuple[Versioned, ...]:
     """The filters of a cell, as they are executed; one that lets everything pass is none."""
-    found = []
+    found: list[Versioned] = []
     for item in config.filters:
         if FILTERS[item.kind].neutral(item):
             continue
         settle = FILTERS[item.kind].settle
         section = named(settle)(item, config) if settle else item
-        found.append(Versioned(section, FILTERS.loaded[item.kind].version))
+        before = [part.section for part in found if part.section.kind == item.kind]
+        raised = FILTERS[item.kind].raised(section, before)
+        found.append(Versioned(section, FILTERS.loaded[item.kind].raised(raised)))
     return tuple(found)
 
 

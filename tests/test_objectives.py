@@ -418,6 +418,51 @@ def test_what_is_written_stands_beside_solutions_by_its_reward() -> None:
     ]
 
 
+@pytest.mark.parametrize("least", range(1, 11))
+def test_votes_of_ten_reach_what_is_asked_in_tenths(least: int) -> None:
+    """7 of 10 are at least 0.7, whoever wrote the worse completion, though rewards are kept in fp32."""
+    from harness.components.judging import JudgeFilter
+    from harness.registry import Known
+    from harness.tasks.judges import keep, opposed
+
+    how = {"judge": "majority", "choose": "pairs", "at_least": least / 10, "of": 2}
+    section = JudgeFilter.model_validate({"kind": "judge", **how})
+    beside = section.model_copy(update={"rejected": "initial"})
+    with_solutions = section.model_copy(update={"solutions": 1.0})
+    votes = [(best, worst) for best in range(11) for worst in range(best + 1)]
+    rows = np.arange(2 * len(votes), dtype=np.int32)[:, None]
+    written = Examples.full(rows).noted("reward", np.array(votes).reshape(-1) / 10)
+    apart = [best >= least > worst for best, worst in votes]
+    mask = keep(section, written, Known(None, 0, 0, np.zeros(len(rows))))
+    assert mask.reshape(-1, 2).all(axis=1).tolist() == mask.reshape(-1, 2).any(axis=1).tolist() == apart
+    pairs = [(("current", 2 * n), ("initial", 2 * n + 1)) for n, found in enumerate(apart) if found]
+    assert opposed(beside, written, written, written) == pairs
+    others = Examples.full(rows[: len(votes)] + len(rows))
+    found = [worse for _, (_, worse) in opposed(with_solutions, written, written, others)]
+    assert found == [2 * n + 1 for n, (_, worst) in enumerate(votes) if worst < least]
+
+
+def test_judges_that_compared_otherwise_have_other_keys(make_config: Make, tmp_path: Path) -> None:
+    """Such that pair with others' completions by a reward that is lower in fp32; no other key changes."""
+    pairs = {"kind": "judge", "judge": "majority", "choose": "pairs"}
+    versions = {}
+    for name, judge in {
+        "alone": {"at_least": 0.7},
+        "beside": {"at_least": 0.7, "rejected": "initial"},
+        "solutions": {"at_least": 0.9, "solutions": 0.5},
+        "higher": {"at_least": 0.8, "rejected": "initial"},
+        "exact": {"at_least": 0.5, "rejected": "initial"},
+        "none": {"rejected": "initial"},
+    }.items():
+        config = make_config(DPO, filters=[{**pairs, **judge}])
+        prepared, scratch = open_study(config, (), Store.read(tmp_path / "absent"))
+        scratch.cleanup()
+        [versions[name]] = [part.identity["version"] for part in prepared.specs[0].filters]
+        keys = [node.spec.fit.to_json() for node in prepared.lineage.nodes.values() if node.generation]
+        assert {key["training_set"]["filters"][0]["version"] for key in keys} == {versions[name]}
+    assert versions == {"alone": 1, "beside": 2, "solutions": 2, "higher": 1, "exact": 1, "none": 1}
+
+
 def test_what_an_anchored_fit_compares_with_is_in_its_key(make_config: Make, tmp_path: Path) -> None:
     nodes = {}
     for name, changes in {

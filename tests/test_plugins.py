@@ -972,6 +972,21 @@ def test_what_small_functions_give_is_looked_at(
     assert str(failed.value).startswith(f"filter odd of the package made: {field} {gives}")
 
 
+def test_a_filter_raises_its_version_for_some_sections(gathered: Callable[..., Found[Any]]) -> None:
+    raised = "raised=lambda section, before: len(before)"
+    found = gathered("filters", f"{MADE}odd = FilterPlugin(Odd, 3, 'made:keep', {raised})\n")
+    loaded = found.loaded["odd"]
+    versions = [loaded.raised(loaded.plugin.raised(None, before)) for before in ((), (None,))]
+    assert versions == [loaded.version, "made/4"] == ["made/3", "made/4"]
+    wrong = gathered("filters", f"{MADE}odd = FilterPlugin(Odd, 1, 'made:keep', raised=lambda *of: -1)\n")[
+        "odd"
+    ]
+    with pytest.raises(
+        PluginError, match="filter odd of the package made: raised gives -1: it should be greater"
+    ):
+        wrong.raised(None, ())
+
+
 def test_a_shared_function_is_the_callers(gathered: Callable[..., Found[Any]]) -> None:
     module = f"{MADE}from os.path import basename as keep\nodd = FilterPlugin(Odd, 1, keep)\n"
     one = gathered("filters", module)["odd"]

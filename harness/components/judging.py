@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Mapping
 from typing import Annotated, Literal
 
@@ -121,6 +122,14 @@ class JudgeFilter(Section):
         return self
 
     @property
+    def rounded(self) -> bool:
+        """Whether ``at_least`` is higher than what it is compared as: rewards are kept in fp32."""
+        if self.at_least is None:
+            return False
+        [least] = struct.unpack("<f", struct.pack("<f", self.at_least))
+        return bool(least < self.at_least)
+
+    @property
     def beside(self) -> bool:
         """Whether pairs are of more than what one model wrote."""
         return self.rejected == "initial" or self.solutions > 0
@@ -209,4 +218,6 @@ COMPONENT = FilterPlugin(
     decides="harness.tasks.judges:decides",
     foreseen=lambda section: section.foreseen,
     votes=lambda section: section.judge == "majority",
+    # a reward of at_least had not reached it there
+    raised=lambda section, before: int(section.beside and section.rounded),
 )

@@ -55,7 +55,11 @@ class Loaded(Generic[P]):
 
         A package's own version is not in keys: it changes for other reasons.
         """
-        version: int = self.plugin.version  # type: ignore[attr-defined]
+        return self.raised(0)
+
+    def raised(self, by: int) -> int | str:
+        """A higher `version`."""
+        version: int = self.plugin.version + by  # type: ignore[attr-defined]
         return f"{self.package}/{version}" if self.package else version
 
 

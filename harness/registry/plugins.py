@@ -148,6 +148,9 @@ class FilterPlugin:
         locate: ``module:function`` from the section and its field in the configuration, for messages, to the
             section with the content of what it names, by which keys know that.
         hub_items: From the section and its field to what it needs of the hub.
+        raised: By how much the version is higher in keys, where other examples pass for some sections alone:
+            from the section as it is executed and those of the filters of its kind that come before it in the
+            cell.
     """
 
     section: type[Section]
@@ -179,6 +182,7 @@ class FilterPlugin:
     settle: str = ""
     locate: str = ""
     hub_items: Callable[[Any, str], list[HubItem]] = lambda section, field: []
+    raised: Callable[[Any, Sequence[Any]], Count] = lambda section, before: 0
 
 
 @dataclass(frozen=True)

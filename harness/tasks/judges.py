@@ -227,14 +227,13 @@ def opposed(
     worse: str = section.rejected
     for number, start in enumerate(range(0, min(len(current), len(initial)) - of + 1, of)):
         worst = start + of - 1 - int(np.argmin(reward[worse][start : start + of][::-1]))
-        best, high = start + int(np.argmax(reward["current"][start : start + of])), 1.0
+        best = start + int(np.argmax(reward["current"][start : start + of]))
+        high = reward["current"][best]
         share = section.solutions
         if solved := math.floor((number + 1) * share) > math.floor(number * share):
-            best = number
-        else:
-            high = float(reward["current"][best])
+            best, high = number, 1.0
         better = "solutions" if solved else "current"
-        if _apart(section, high, float(reward[worse][worst])) and texts[better][best] != texts[worse][worst]:
+        if _apart(section, high, reward[worse][worst]) and texts[better][best] != texts[worse][worst]:
             found.append(((better, best), (worse, worst)))
     return found
 
@@ -260,6 +259,10 @@ def _pair(section: JudgeFilter, group: npt.NDArray[np.int64], reward: Any, rows:
     return [best, worst] if apart else []
 
 
-def _apart(section: JudgeFilter, best: float, worst: float) -> bool:
-    """Whether two rewards make a pair."""
-    return best > worst and (section.at_least is None or best >= section.at_least > worst)
+def _apart(section: JudgeFilter, best: Any, worst: Any) -> bool:
+    """Whether two rewards make a pair; they are compared with ``at_least`` in their precision, fp32.
+
+    So 7 votes of 10 are at least 0.7, which no number of fp32 is.
+    """
+    least = None if section.at_least is None else np.float32(section.at_least)
+    return bool(best > worst and (least is None or np.float32(best) >= least > np.float32(worst)))

@@ -23,6 +23,7 @@ from threadpoolctl import threadpool_limits
 from harness.components.filters import DetectorFilter, SimilarFilter
 from harness.config.schema import Regime
 from harness.curation.detector import _fitted, detector, probabilities
+from harness.curation.filters import Judge, judged
 from harness.curation.selection import BigramModel
 from harness.curation.similar import near_duplicate
 from harness.errors import ConfigError, DataError
@@ -30,6 +31,7 @@ from harness.learners import SoloRanks
 from harness.records import REAL, Counts, Examples, Selection
 from harness.regimes import Drawn, check_supply, draw, recipe
 from harness.registry import Known
+from harness.streams import stream
 
 STREAM = {"kind": "stream", "synthetic_ratio": 0.5}
 LABEL = {"kind": "label", "recall": 0.8, "false_positive_rate": 0.1}
@@ -317,6 +319,56 @@ def test_weights_draw_what_looks_real_and_at_most_so_often() -> None:
     assert (chosen == detector(section, pool, known(take=60))).all()
     all_of_it = detector(section, pool, known(take=10_000))
     assert len(all_of_it) == 600, "three copies of each"
+
+
+TOSS = {"kind": "detector", "examples": 50, "use": "weights", "bias": 1e-9, "repeats": 2}
+"""A draw by weights that are all alike: by lot."""
+
+
+def test_two_draws_of_one_kind_have_noise_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the second draws of what the first has left is independent of it; the first is as it was alone."""
+    sections = [DetectorFilter.model_validate({**TOSS, "unit": unit}) for unit in ("tokens", "characters")]
+    monkeypatch.setattr(
+        "harness.curation.detector.probabilities",
+        lambda section, examples, known: np.full(len(examples), 0.5),
+    )
+    pool = Examples.full(np.arange(2000, dtype=np.int32)[:, None])
+    judge = Judge(None, 7, 3)  # type: ignore[arg-type]
+
+    def kept(*filters: Any) -> Any:
+        found, _ = judged(filters, pool, np.zeros(2000, np.int32), judge, 1000, lambda count: (pool, pool))
+        return found
+
+    noise = stream(7, 3, "detector_draw").gumbel(size=(2000, 2))
+    assert (kept(sections[0])[0] == np.sort(np.argsort(-noise, axis=None, kind="stable")[:1000] // 2)).all()
+    first, second = kept(*sections)
+    assert (first == kept(sections[0])[0]).all() and len(second) == 1000
+    again = stream(7, 3, "detector_draw_1").gumbel(size=(1000, 2))
+    wanted = first[np.sort(np.argsort(-again, axis=None, kind="stable")[:1000] // 2)]
+    assert (second == wanted).all()
+    dropped = DetectorFilter(kind="detector", threshold=0.6)
+    assert (kept(dropped, sections[0])[1] == kept(sections[0])[0]).all(), "one draw has the noise that it had"
+
+
+def test_a_second_draw_of_one_kind_has_another_key(make_config: Make, tmp_path: Path) -> None:
+    plain = {"kind": "detector", "examples": 50}
+    found = {}
+    for name, filters in {
+        "one": [TOSS],
+        "two": [TOSS, {**TOSS, "bias": 1.0}],
+        "drops first": [plain, TOSS],
+        "drops last": [TOSS, plain],
+        "three": [TOSS, plain, TOSS, {**TOSS, "bias": 1.0}],
+    }.items():
+        prepared, _ = open_prepared(make_config(GAUSS, filters=filters), tmp_path / "root")
+        found[name] = [part.identity["version"] for part in prepared.specs[0].filters]
+    assert found == {
+        "one": [1],
+        "two": [1, 2],
+        "drops first": [1, 1],
+        "drops last": [1, 1],
+        "three": [1, 1, 2, 2],
+    }
 
 
 def test_what_a_detector_learns_from_never_arrives(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -357,6 +357,16 @@ def _left(section: Any, count: int) -> int:
     return count if section.keep is None else synthetic_count(section.keep, count)
 
 
+def draws_before(before: Sequence[Any]) -> int:
+    """How many of some filters with ``use`` draw by their weights."""
+    return sum(section.use == "weights" for section in before)
+
+
+def _draws_anew(section: Any, before: Sequence[Any]) -> int:
+    """1 for a draw behind another one of its kind: both had the same noise."""
+    return int(section.use == "weights" and draws_before(before) > 0)
+
+
 _CODE = "harness.curation.filters"
 COMPONENTS: Mapping[str, FilterPlugin] = {
     "deduplicate": FilterPlugin(DeduplicateFilter, 1, f"{_CODE}:deduplicate", reads=("text",)),
@@ -423,6 +433,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         labelled=lambda section: section.examples,
         reference=lambda section: section.examples + section.reference if section.reference else 0,
         check=_check_detector,
+        raised=_draws_anew,
     ),
     "classifier": FilterPlugin(
         ClassifierFilter,
@@ -433,6 +444,7 @@ COMPONENTS: Mapping[str, FilterPlugin] = {
         locate="harness.curation.classifier:locate",
         hub_items=_classifier_items,
         elsewhere=lambda section: True,
+        raised=_draws_anew,
     ),
     "label": FilterPlugin(
         LabelFilter,

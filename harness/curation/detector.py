@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from harness.components.filters import DetectorFilter
+from harness.components.filters import DetectorFilter, draws_before
 from harness.curation.selection import BigramModel
 from harness.ngrams import character_counts, ngram_counts
 from harness.proc import one_thread
@@ -48,18 +48,21 @@ def chosen(section: Any, synthetic: npt.NDArray[np.float64], known: Known) -> np
 
     Drawing with weight (1 - p) ** bias, each example at most ``repeats`` times, is the importance resampling
     of Drayson, Yilmaz and Lampos 2025 (arXiv 2502.15654). The draw without replacement takes the largest of
-    log weight + Gumbel noise (Efraimidis and Spirakis 2006; Vieira 2014), one such number for each copy.
+    log weight + Gumbel noise (Efraimidis and Spirakis 2006; Vieira 2014), one such number for each copy. Each
+    draw of a kind has noise of its own.
 
     Args:
-        section: A filter with ``use``, ``threshold``, ``bias`` and ``repeats``; its kind names the stream.
+        section: A filter with ``use``, ``threshold``, ``bias`` and ``repeats``; its kind names the stream,
+            with its place among the draws of the kind from the second one on.
         synthetic: The probabilities, shape [num_examples].
         known: Whose pool it is, and how many are to be trained on.
     """
     if section.use == "threshold":
         return np.asarray(synthetic < section.threshold)
-    noise = stream(known.seed, known.generation, f"{section.kind}_draw").gumbel(
-        size=(len(synthetic), section.repeats)
-    )
+    place = draws_before(known.before)
+    name = f"{section.kind}_draw_{place}" if place else f"{section.kind}_draw"
+    size = len(synthetic), section.repeats
+    noise = stream(known.seed, known.generation, name).gumbel(size=size)
     scores = section.bias * np.log1p(-np.minimum(synthetic, 1 - 1e-12))[:, None] + noise
     best = np.argsort(-scores, axis=None, kind="stable")[: known.take]
     return np.asarray(np.sort(best // section.repeats))

@@ -277,7 +277,7 @@ def judged(
         LearnerError: A filter gives something else than truth values or positions.
     """
     index, found, told = np.arange(len(pool)), [], list[Mask]()
-    for place, section in placed(filters):
+    for number, (place, section) in enumerate(placed(filters)):
         kind, plugin = section.kind, FILTERS[section.kind]
         uniform = _uniform(kind, place, judge.seed, judge.generation, len(pool))[index]
         if plugin.of == "training sets":
@@ -285,7 +285,9 @@ def judged(
         else:
             asked = plugin.labelled(section)
             learned = labelled(asked) if asked else None
-            known = Known(judge.real, judge.seed, judge.generation, uniform, take, learned, told=told.append)
+            before = [other for other in filters[:number] if other.kind == kind]
+            about = judge.real, judge.seed, judge.generation, uniform
+            known = Known(*about, take, learned, told=told.append, before=before)
             verdict = _verdict(kind, section, pool.take(index), known, len(index))
         index = index[verdict]
         found.append(index)

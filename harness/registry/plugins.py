@@ -75,6 +75,7 @@ class Known:
         learned: For filters of corpora that ask for them: examples that generation 0 wrote for them.
         told: For filters that keep one of several (`FilterPlugin.chooses`): they tell it once, of each
             example that they keep, in order, whether all from which it was chosen scored alike.
+        before: For filters of pools: the sections of those of its kind that come before it in the cell.
     """
 
     real: Any
@@ -85,6 +86,7 @@ class Known:
     labelled: tuple[Examples, Examples] | None = None
     learned: Examples | None = None
     told: Callable[[npt.NDArray[np.bool_]], None] = lambda alike: None
+    before: Sequence[Any] = ()
 
 
 @dataclass(frozen=True)

@@ -160,8 +160,8 @@ class Regime(Section):
     fixed teacher."""
     refresh: Refresh | None = since(None)
     budget: Literal["examples", "tokens", "steps"] = since("examples")
-    """Held equal across regimes: passes over the examples (default), tokens seen, or optimizer steps of
-    generation 0."""
+    """Held equal across regimes: passes over the examples (default), or the tokens seen or optimizer steps of
+    as many passes over generation 0's."""
 
     @model_validator(mode="after")
     def _used_fields(self) -> Regime:

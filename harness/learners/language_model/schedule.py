@@ -16,11 +16,14 @@ from harness.records import REAL, Examples
 def plan_steps(train: Train, examples: Examples, budget: str, reference: Examples, each: int = 1) -> Schedule:
     """The length of a fit.
 
+    Passes and batches are those of ``train`` under every budget. So the steps or tokens are equal over
+    regimes; they are generation 0's own where it is fitted by the same section, and not with ``later``.
+
     Args:
-        train: The training section.
+        train: The training section of the generation: ``later`` of those after the first, where it is set.
         examples: The training set.
-        budget: ``examples``: the epochs asked for; ``steps``: as many steps as generation 0; ``tokens``: as
-            many tokens.
+        budget: ``examples``: the epochs asked for; ``steps``: as many steps as for generation 0's training
+            set; ``tokens``: as many tokens.
         reference: Generation 0's training set.
         each: Examples of a unit, of which a batch has ``train.batch_size``.
     """

@@ -439,14 +439,17 @@ def test_events_of_several_hosts_are_read_in_the_order_of_time(
 def test_a_checkpoint_that_cannot_be_loaded_starts_a_fit_anew(
     make_config: Make, tmp_path: Path, ranks: Any, eager: None
 ) -> None:
-    """As when another version of a library wrote it: every checksum is right, and loading raises."""
+    """As when another version of a library wrote it: every checksum is right, and loading raises.
+
+    The first checkpoint of the fit that begins anew has its name.
+    """
     from harness.files import seal
 
     prepared, store = run_all(make_config(TEXT, "never.yaml", generations=0), tmp_path / "never", ranks=ranks)
     expected = contents(store, prepared)
     config, root = make_config(TEXT, generations=0, **EVERY_STEP), tmp_path / "root"
     with pytest.raises(Crash):
-        run_all(config, root, ranks=ranks, observer=crash_at("checkpointed", 1, step=4))
+        run_all(config, root, ranks=ranks, observer=crash_at("checkpointed", 1, step=1))
     (checkpoint,) = root.glob("work/*/*/checkpoint-*")
     next(checkpoint.rglob("*optim_states*")).write_bytes(b"another format")
     seal(checkpoint)

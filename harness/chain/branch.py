@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from harness.chain.plan import Plan, Site
 from harness.curation import gather, training_examples
 from harness.data.packing import corpus_science, other_science, read_other
 from harness.errors import DamagedError, LearnerError
-from harness.files import write_json
+from harness.files import remove_tree, write_json
 from harness.learners.protocol import (
     CheckpointUnusable,
     EvaluateTask,
@@ -159,6 +160,8 @@ class BranchRun:
                     "checkpoint_refused", node, reason=f"its checkpoint ({error})", again_from_step=0
                 )
                 self.context.seconds["fit"] = 0.0
+                if resume is not None:  # the new fit's own checkpoint may get its name
+                    self.context.on_rank_0(partial(remove_tree, resume))
                 outcome = self.learner.fit(replace(task, resume=None))
         self.context.rates["fit"] = outcome.computed / max(self.context.seconds["fit"], 1e-9)
         if self.ranks.rank == 0:

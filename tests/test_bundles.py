@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -268,6 +269,29 @@ def test_slices_hold_every_chain_once_whatever_is_there(make_config: Make, tmp_p
     rest = [part.only(left) for part in slices]
     assert sorted(chain.key for part in rest if part for chain in part.chains) == sorted(left)
     assert slices[0].only(set()) is None
+
+
+def test_a_failure_counts_until_the_chain_is_there(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No event is taken back: one that came before the chain's bundle says nothing of a longer chain."""
+    config, root = {**BASE, **CASES["gaussian"], "experiment": "e"}, tmp_path / "root"
+    prepared, _ = open_study(make_config(config), (), Store.read(root))
+    experiment, (chain,) = Experiment(root, "e"), prepared.bundles
+    longer = make_config({**config, "generations": chain.generations + 1}, "longer.yaml")
+    Store.open(root)
+    experiment.begin({}, [])
+    with monkeypatch.context() as earlier:
+        now = time.time()
+        earlier.setattr(time, "time", lambda: now - 60)
+        experiment.event("chain_failed", chain=chain.key, reason="the first try")
+    run_bundles(make_config(config), root)
+    wanted, store = open_study(longer, (), Store.read(root))[0], Store.read(root)
+    assert wanted.bundles[0].key == chain.key
+    assert [state.state for state in chain_states(wanted, store)] == ["waiting"]
+    experiment.event("chain_failed", chain=chain.key, reason="a later try")
+    (state,) = chain_states(wanted, Store.read(root))
+    assert (state.state, state.detail) == ("failed", "a later try")
 
 
 def test_of_two_bundles_of_a_chain_the_first_counts(make_config: Make, tmp_path: Path) -> None:

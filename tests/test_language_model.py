@@ -21,6 +21,7 @@ from harness.components.model import resolve_model
 from harness.components.presets import preset_names, read_preset
 from harness.config.schema import Model, Sample, Train
 from harness.errors import LearnerError
+from harness.inspection.status import chain_states
 from harness.preparation import load_data
 from harness.records import EXTERNAL, Examples
 from harness.store import Leases, Store
@@ -507,6 +508,11 @@ def test_divergence_is_a_result(ranks: Any, make_config: Make, tmp_path: Path) -
     assert store.record(second) is None
     losses = store.json("fits", record.fit, "fit.json")["log"]["train_loss"]
     assert None in losses and 0 not in losses
+    # A chain whose last generation this is has diverged too, though nothing is left that does not exist.
+    short = open_prepared(config, tmp_path / "root", "generations=0")
+    for found in ((prepared, store), short):
+        (state,) = chain_states(*found)
+        assert (state.state, state.detail) == ("diverged", "in generation 0")
     # Nothing is left to do, so no Ray is asked for: at this address there is none.
     again = harness("run", config, "--root", tmp_path / "root", "--json", "--address", "127.0.0.1:1")
     assert again.returncode == 0, again.stderr

@@ -22,6 +22,7 @@ from harness.errors import InputError, StoreError
 from harness.inspection.status import chain_states
 from harness.inventory.retention import Eviction, weights_gone
 from harness.reporting import ledger
+from harness.reporting.costs import costs
 from harness.store import Experiment, Leases, Store
 from harness.store.health import collect, examine, needs
 from harness.study import open_study
@@ -229,6 +230,10 @@ def test_what_cannot_be_read_is_named_and_not_set_aside(
     assert Store(root).has("evaluations", key) and not (root / "damaged").exists()
     store = Store.read(root)
     assert store.record(key) is None and "Permission denied" in "".join(store.trouble.values())
+    store = Store.read(root)
+    whole = [line["generations"] for line in costs(prepared, store)["lines"]]
+    assert whole == [len(prepared.lineage.nodes) - 1] * len(whole) and whole, "what can be read is told"
+    assert "Permission denied" in "".join(store.trouble.values())
 
 
 @pytest.mark.parametrize(

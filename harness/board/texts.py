@@ -7,7 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.section import Section
 from harness.store import Store
 from harness.study import Prepared
@@ -45,7 +45,8 @@ def samples_of(prepared: Prepared, store: Store, cell: int, seeds: Sequence[int]
             written: Sequence[Mapping[str, str]] = store.json(
                 "evaluations", chain.nodes[generation], "continuations.json"
             )
-        except DamagedError:
+        except StoreError as error:
+            store.trouble.setdefault(str(store.path("evaluations", chain.nodes[generation])), str(error))
             continue
         for place, text in enumerate(written[:PROMPTS]):
             prompt, texts = found.setdefault(place, (text["prompt"], {}))

@@ -54,9 +54,13 @@ class InBundles(Stored):
 
     @cached_property
     def _failed(self) -> Mapping[str, str]:
-        """Key to why the chain failed."""
+        """Key to why the chain failed, after what there is of it was finished."""
         events = Experiment(self.store.root, self.prepared.study.base.experiment).events()
-        return {event["chain"]: event["reason"] for event in events if event["event"] == "chain_failed"}
+        failed = [event for event in events if event["event"] == "chain_failed"]
+        finished = {
+            key: self.store.bundles.finished(self.look().places, key) for key in {e["chain"] for e in failed}
+        }
+        return {e["chain"]: e["reason"] for e in failed if e["time"] >= finished[e["chain"]]}
 
     @cached_property
     def _holders(self) -> Mapping[str, str]:

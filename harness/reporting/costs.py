@@ -9,7 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.science import Chain
 from harness.store import Store
 from harness.study import Prepared
@@ -31,7 +31,8 @@ def costs(prepared: Prepared, store: Store) -> dict[str, Any]:
     for node in _committed(prepared, store):
         try:
             found = store.json("evaluations", node, "provenance.json")
-        except DamagedError:
+        except StoreError as error:
+            store.trouble.setdefault(str(store.path("evaluations", node)), str(error))
             continue
         devices[f"{found['world_size']} x {found['device']}"] += 1
         for phase, seconds in found["seconds"].items():

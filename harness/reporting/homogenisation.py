@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from harness.config.population import arrival
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.metrics.homogenisation import energy_distance, jaccard, jensen_shannon
 from harness.records import Examples
 from harness.reporting.statistics import Aggregate, aggregate_pairs, spread, thinned
@@ -255,8 +255,8 @@ def _read(prepared: Prepared, store: Store, chains: Any, generation: int, count:
             try:
                 if store.corpora.count(key) >= count:
                     found[chain.id] = store.corpora.load(key, count)
-            except DamagedError:
-                continue  # it has been set aside; the next run makes it again
+            except StoreError as error:
+                store.trouble.setdefault(str(store.path("corpora", key)), str(error))
     return found
 
 

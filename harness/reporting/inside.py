@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.figure import Figure
 from safetensors.numpy import load
 
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.inventory.judging import fit_facts
 from harness.reporting.distributions import histogram_figure, histogram_numbers
 from harness.reporting.figures import PANEL_COLUMNS, legend_columns, plain_ticks
@@ -182,7 +182,8 @@ def _zipf(prepared: Prepared, store: Store, chain: Chain) -> dict[Key, Line]:
         try:
             count = min(store.corpora.count(key), MAX_EXAMPLES)
             tokens = store.corpora.load(key, count).values if count else np.zeros(0)
-        except DamagedError:
+        except StoreError as error:
+            store.trouble.setdefault(str(store.path("corpora", key)), str(error))
             continue
         if not np.issubdtype(tokens.dtype, np.integer) or not tokens.size:
             continue

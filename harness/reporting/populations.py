@@ -11,7 +11,7 @@ import numpy as np
 from harness.config.grid import Study
 from harness.config.naming import cell_name
 from harness.config.population import MEMBER, arrival
-from harness.errors import DamagedError
+from harness.errors import StoreError
 from harness.metrics.catalogue import about
 from harness.metrics.homogenisation import effective_members
 from harness.records import Examples
@@ -175,5 +175,6 @@ def _corpus(prepared: Prepared, store: Store, chain: Chain, generation: int) -> 
     count = node.spec.measured.examples
     try:
         return store.corpora.load(node.corpus, count) if store.corpora.count(node.corpus) >= count else None
-    except DamagedError:
-        return None  # it has been set aside; the next run makes it again
+    except StoreError as error:
+        store.trouble.setdefault(str(store.path("corpora", node.corpus)), str(error))
+        return None

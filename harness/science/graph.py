@@ -383,17 +383,13 @@ def chain_nodes(chain: Chain, exists: Collection[str], diverged: Collection[str]
 def ends(lineage: Lineage, done: Collection[str]) -> set[str]:
     """The nodes that are done and may be where a chain has diverged.
 
-    Of a chain the last one that is done, unless it is the chain's last and nobody reads it; and those before
-    a node that chains of another past have too (in a refresh): that may be there though this chain has ended.
+    Of a chain the last one that is done; and those before a node that chains of another past have too (in a
+    refresh): that may be there though this chain has ended.
     """
     found = set()
-    read: set[str] = set()
-    for node in lineage.nodes.values():
-        if node.corpora.get(node.generation - 1) != node.previous:  # else all are the chain's own
-            read |= set(node.corpora.values())
     for chain in lineage.chains:
         count = next((place for place, key in enumerate(chain.nodes) if key not in done), len(chain.nodes))
-        if count and (count < len(chain.nodes) or chain.nodes[-1] in read):
+        if count:
             found.add(chain.nodes[count - 1])
         for before, key in zip(chain.nodes[:count], chain.nodes[1:count], strict=False):
             if lineage.nodes[key].previous is None:

@@ -11,6 +11,7 @@ import json
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,11 @@ class Bundles:
         """How, where and when a bundle was computed."""
         found: dict[str, Any] = json.loads(pq.read_metadata(self.folder / name).metadata[PROVENANCE])
         return found
+
+    def finished(self, places: Mapping[str, InBundle], key: str) -> float:
+        """When the bundle that a chain is in was finished, in seconds of the epoch; 0 where it is in none."""
+        said = self._about(places[key].path.name)[0] if key in places else ""
+        return datetime.fromisoformat(said).timestamp() if said else 0.0
 
     def read(
         self,

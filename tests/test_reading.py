@@ -190,6 +190,36 @@ def test_an_experiment_that_cannot_be_read_frees_nothing(
     assert collect(store, Leases(root, None)).weights == len(nodes)
 
 
+def test_weights_stay_while_others_need_them(make_config: Make, tmp_path: Path) -> None:
+    """A longer chain of another study goes on from them, and another part of this one keeps them."""
+    root = tmp_path / "root"
+    learner = {"learner": {"kind": "gaussian", "init": "previous", "merge": 0.5}}
+
+    def study(name: str, weights: str, **changes: Any) -> Path:
+        changes = {"experiment": name, "retention.weights": weights, **changes}
+        return make_config({**GAUSSIAN, **learner}, f"{name}.yaml", **changes)
+
+    def ended(config: Path, *part: str) -> list[bool]:
+        """Which weights are there, once a run has committed all of it."""
+        prepared, store = run_all(config, root, *part)
+        experiment = Experiment(root, prepared.study.base.experiment)
+        experiment.begin({}, describe_chains(prepared))
+        eviction, nodes = Eviction(prepared, store, experiment, (), print), prepared.lineage.chains[0].nodes
+        for node in nodes:
+            eviction.committed(node)
+        return [store.has_weights(prepared.lineage.nodes[node].fit) for node in nodes]
+
+    longer = opened(study("b", "none", generations=4), root)[0]
+    Store.open(root)
+    Experiment(root, "b").begin({}, describe_chains(longer))
+    assert ended(study("a", "none", generations=2)) == [True, True, True], "b has not come so far"
+    assert ended(study("b", "none", generations=4)) == [False] * 5, "nobody is left who needs them"
+    shutil.rmtree(root)
+    both = study("c", "last", grid={"generations": [2, 4]})
+    assert ended(both, "grid.generations=[2]") == [True, False, True]
+    assert ended(both, "grid.generations=[4]") == [True, False, True, False, True], "the other part keeps 2"
+
+
 @pytest.mark.parametrize("harm", HARMS)
 def test_one_bad_bundle_stops_no_other_study(make_config: Make, tmp_path: Path, harm: Any) -> None:
     cheap = {

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Any
 
-from harness.errors import StoreError
+from harness.errors import DamagedError, StoreError
+from harness.files import read_json
 from harness.inventory.judging import fit_facts
 from harness.science import Chain
 from harness.store import Experiment, Store
+from harness.store.experiment import is_there, weights_kept
+from harness.store.health import missing_of
 from harness.study import Prepared
 
 
@@ -65,7 +70,8 @@ class Eviction:
         self.warn, self._blind = warn, False
         self.store, self.experiment = store, experiment
         self.nodes = prepared.lineage.nodes
-        self.kept = kept_fits(prepared)
+        self.kept, own = kept_fits(prepared), {chain.id for chain in prepared.lineage.chains}
+        self._others = _Others(store, experiment.path, own)
         self._users: dict[str, set[str]] = {}
         self._needs: dict[str, set[str]] = {}
         for node in self.nodes.values():
@@ -92,9 +98,9 @@ class Eviction:
                     self.experiment.event("weights_evicted", fit=fit, bytes=freed)
 
     def _only_mine(self, fit: str) -> bool:
-        """Whether no other experiment keeps a fit's weights, as far as all can be read."""
+        """Whether nobody else keeps a fit's weights or may read them, as far as all can be read."""
         try:
-            return fit not in self.experiment.kept_by_others()
+            return not self._others.need(fit)
         except StoreError as error:
             if not self._blind:
                 self.warn(
@@ -103,3 +109,55 @@ class Eviction:
                 )
             self._blind = True
             return False
+
+
+class _Others:
+    """What other experiments on a root need, and other parts of this one that were run by themselves."""
+
+    def __init__(self, store: Store, own: Path, mine: Collection[str]) -> None:
+        """Nothing is read yet.
+
+        Args:
+            store: The store.
+            own: This experiment's folder.
+            mine: Its chains that are run now; who needs what of these is known.
+        """
+        self.store, self.own, self.mine = store, own, mine
+        self._read: dict[Path, tuple[int, dict[str, list[list[dict[str, Any]]]]]] = {}
+
+    def need(self, fit: str) -> bool:
+        """Whether one of them keeps a fit's weights, or has chains that are not complete and may read them.
+
+        Raises:
+            StoreError: One of them cannot be read: what it needs is not known.
+        """
+        try:
+            folders = sorted(self.own.parent.iterdir())
+        except OSError as error:
+            raise StoreError(f"{self.own.parent} cannot be read: {error.strerror or error}") from None
+        return any(
+            fit in weights_kept(folder)
+            or any(
+                missing_of(self.store, chain, self.store.has) for chain in self._chains(folder).get(fit, ())
+            )
+            for folder in folders
+        )
+
+    def _chains(self, folder: Path) -> dict[str, list[list[dict[str, Any]]]]:
+        """By fit the generations of the chains that have it; read again when the list has changed."""
+        path = folder / "chains.json"
+        if not is_there(path):
+            return {}
+        changed = path.stat().st_mtime_ns
+        if self._read.get(folder, (0, {}))[0] != changed:
+            found: dict[str, list[list[dict[str, Any]]]] = {}
+            try:
+                for chain in read_json(path):
+                    for entry in (
+                        [] if folder == self.own and chain["chain"] in self.mine else chain["generations"]
+                    ):
+                        found.setdefault(entry["fit"], []).append(chain["generations"])
+            except (KeyError, TypeError) as error:
+                raise DamagedError(f"{path} is no list of chains ({type(error).__name__}: {error})") from None
+            self._read[folder] = changed, found
+        return self._read[folder][1]

@@ -133,18 +133,6 @@ class Experiment:
         """Folder of the log files."""
         return self.path / "logs"
 
-    def kept_by_others(self) -> set[str]:
-        """Fits whose weights other experiments on the root keep.
-
-        Raises:
-            StoreError: One of them cannot be read: what it keeps is not known, and nothing may be freed.
-        """
-        try:
-            folders = sorted(self.path.parent.iterdir())
-        except OSError as error:
-            raise StoreError(f"{self.path.parent} cannot be read: {error.strerror or error}") from None
-        return {fit for folder in folders if folder != self.path for fit in weights_kept(folder)}
-
     def event(self, kind: str, **fields: Any) -> None:
         """Append one event; a line is written in one call, so writers do not mix."""
         line = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -272,21 +272,18 @@ def needs(store: Store) -> Needs:
     """
     weights: set[str] = set()
     unfinished: set[str] = set()
-    committed, fitted = store.committed("evaluations"), store.committed("fits")
+    there: dict[ItemKind, set[str]] = {
+        "evaluations": store.committed("evaluations"),
+        "fits": store.committed("fits"),
+    }
     for folder in sorted((store.root / "experiments").glob("*")):
         try:
             weights.update(weights_kept(folder))
             if not is_there(folder / "chains.json"):
                 continue
             for chain in read_json(folder / "chains.json"):
-                missing = [
-                    entry
-                    for entry in chain["generations"]
-                    if entry["evaluation"] not in committed
-                    or entry["fit"] not in fitted
-                    or store.corpora.count(entry["corpus"]) < entry.get("examples", 0)  # none of old
-                ]
-                if missing and not _has_diverged(store, chain["generations"], committed):
+                missing = missing_of(store, chain["generations"], lambda kind, key: key in there[kind])
+                if missing:
                     weights.update(entry["fit"] for entry in chain["generations"])
                     unfinished.update(
                         entry[name] for entry in missing for name in ("fit", "corpus", "evaluation")
@@ -299,9 +296,27 @@ def needs(store: Store) -> Needs:
     return Needs(frozenset(weights), frozenset(unfinished))
 
 
-def _has_diverged(store: Store, generations: Collection[dict[str, Any]], committed: Collection[str]) -> bool:
-    last = [entry["evaluation"] for entry in generations if entry["evaluation"] in committed]
-    return bool(last) and store.json("evaluations", last[-1], "record.json")["status"] == "diverged"
+def missing_of(
+    store: Store, generations: Sequence[dict[str, Any]], has: Callable[[ItemKind, str], bool]
+) -> list[dict[str, Any]]:
+    """Those generations of a chain that are not complete; none where it has diverged.
+
+    Args:
+        store: The store.
+        generations: Of the chain, as its experiment's ``chains.json`` has them.
+        has: Whether an item is committed.
+    """
+    missing = [
+        entry
+        for entry in generations
+        if not has("evaluations", entry["evaluation"])
+        or not has("fits", entry["fit"])
+        or store.corpora.count(entry["corpus"]) < entry.get("examples", 0)  # earlier versions did not say
+    ]
+    last = [entry["evaluation"] for entry in generations if has("evaluations", entry["evaluation"])]
+    if missing and last and store.json("evaluations", last[-1], "record.json")["status"] == "diverged":
+        return []
+    return missing
 
 
 def collect(store: Store, leases: Leases, dry_run: bool = False, damaged: bool = False) -> Freed:

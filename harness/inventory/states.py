@@ -82,7 +82,8 @@ class Inventory:
         self.prepared, self.store, self.lineage = prepared, store, prepared.lineage
         there = self.lineage.nodes.keys() & store.committed("evaluations")
         self.done = there - self._incomplete(there if asked is None else there & set(asked))
-        self.diverged = {key for key in ends(self.lineage, self.done) if _has_diverged(store.record(key))}
+        last = ends(self.lineage, self.done, asked)
+        self.diverged = {key for key in last if _has_diverged(store.record(key))}
         self.exists = reachable(self.lineage, self.diverged)
         self.places: Mapping[str, InBundle] = store.bundles.index() if prepared.bundles else {}
 

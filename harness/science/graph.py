@@ -380,16 +380,26 @@ def chain_nodes(chain: Chain, exists: Collection[str], diverged: Collection[str]
             return
 
 
-def ends(lineage: Lineage, done: Collection[str]) -> set[str]:
+def ends(lineage: Lineage, done: Collection[str], asked: Collection[str] | None = None) -> set[str]:
     """The nodes that are done and may be where a chain has diverged.
 
     Of a chain the last one that is done; and those before a node that chains of another past have too (in a
     refresh): that may be there though this chain has ended.
+
+    Args:
+        lineage: The graph.
+        done: Nodes that are complete.
+        asked: Where only these are asked for, other chains' last ones count if somebody reads them; None for
+            all.
     """
     found = set()
+    wanted = set(lineage.nodes if asked is None else asked)
+    for node in lineage.nodes.values():
+        if node.corpora.get(node.generation - 1) != node.previous:  # else all are the chain's own
+            wanted |= set(node.corpora.values())
     for chain in lineage.chains:
         count = next((place for place, key in enumerate(chain.nodes) if key not in done), len(chain.nodes))
-        if count:
+        if count and (count < len(chain.nodes) or chain.nodes[-1] in wanted):
             found.add(chain.nodes[count - 1])
         for before, key in zip(chain.nodes[:count], chain.nodes[1:count], strict=False):
             if lineage.nodes[key].previous is None:

@@ -83,7 +83,7 @@ def answer(table: TrackTable) -> str:
     if not others:
         return "No entry is ranked yet."
     best = [line for line in ranked if line.rank is not None and line.rank.rank == 1]
-    sure = [line for line in best if line.benefit.low is not None and line.benefit.low > 0]
+    sure = [line for line in best if line.better]
     doubtful = len(best) - len(sure)
     names = listed([f"<b>{safe(line.entry.mitigation)}</b>" for line in sure], 5)
     tied = " (they cannot be told apart)" if len(sure) > 1 else ""

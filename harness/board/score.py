@@ -58,6 +58,7 @@ class Scored:
         unranked: Why it is not; empty where it is.
         badges: What is to be known of it, in a word or two each.
         efficient: No other ranked entry resists as much for fewer device-hours.
+        better: The ranks' own test says that it resists more than the baseline.
     """
 
     entry: Entry
@@ -70,6 +71,7 @@ class Scored:
     unranked: str = ""
     badges: tuple[str, ...] = ()
     efficient: bool = False
+    better: bool = False
 
 
 @dataclass(frozen=True)
@@ -127,29 +129,45 @@ def table_of(
     superseded = tuple(sorted((e for e in entries if id(e) not in kept), key=lambda e: e.name))
     of_entry = _by_entry(entries, checks)
     lines = [_scored(track, entry, of_entry.get(entry.name, ())) for entry in current.values()]
-    ranked = [line for line in lines if not line.unranked]
-    if ranked:
-        benefits = np.array([line.benefit.values for line in ranked])
-        efficient = pareto(benefits.mean(axis=1), [line.entry.cost.device_hours for line in ranked])
-        ranked = [
-            replace(line, rank=found, efficient=bool(best))
-            for line, found, best in zip(_marked(ranked, benefits), rank(benefits), efficient, strict=True)
-        ]
-    ranked.sort(key=_place)
+    found = ranked([line for line in lines if not line.unranked])
     others = sorted((line for line in lines if line.unranked), key=lambda line: line.entry.mitigation)
-    return TrackTable(track, (*ranked, *others), superseded, name or track.track, of_entry)
+    return TrackTable(track, (*found, *others), superseded, name or track.track, of_entry)
+
+
+def ranked(lines: Sequence[Scored]) -> list[Scored]:
+    """Lines with their ranks, and all that follows from these, the best first.
+
+    Args:
+        lines: Those that are to be ranked: all have a benefit with every seed of the track.
+    """
+    if not lines:
+        return []
+    benefits = np.array([line.benefit.values for line in lines])
+    efficient = pareto(benefits.mean(axis=1), [line.entry.cost.device_hours for line in lines])
+    found = [
+        replace(line, rank=place, efficient=bool(best))
+        for line, place, best in zip(_marked(lines, benefits), rank(benefits), efficient, strict=True)
+    ]
+    return sorted(found, key=_place)
 
 
 def _marked(lines: Sequence[Scored], benefits: Any) -> list[Scored]:
-    """Lines, with a badge for those that nothing tells apart from the baseline."""
+    """Lines that say whether they are better than the baseline, with a badge where nothing tells them apart.
+
+    Where the baseline is no entry its benefits, of 0 with every seed, are tested with the others all the
+    same, and there is no badge.
+    """
     place = next((at for at, line in enumerate(lines) if line.entry.mitigation == BASELINE), None)
-    if place is None:
-        return list(lines)
-    apart = told_apart(benefits)
-    apart = apart[place] | apart[:, place]
+    at = len(lines) if place is None else place
+    apart = told_apart(np.vstack([benefits, np.zeros_like(benefits[:1])]) if place is None else benefits)
+    same = ~(apart[at] | apart[:, at])
     return [
-        line if differs or at == place else replace(line, badges=(*line.badges, NO_EFFECT))
-        for at, (line, differs) in enumerate(zip(lines, apart, strict=True))
+        replace(
+            line,
+            better=bool(apart[own, at]),
+            badges=(*line.badges, NO_EFFECT) if same[own] and place not in (None, own) else line.badges,
+        )
+        for own, line in enumerate(lines)
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 import shutil
@@ -456,6 +457,40 @@ def test_who_has_diverged_is_said(computed: Any) -> None:
     (line,) = table_of(theirs.track, [theirs]).lines
     assert line.unranked == "the baseline has diverged with 1 of 8 seeds"
     assert "baseline diverged" in line.badges and "diverged" not in line.badges
+
+
+def test_a_baseline_that_diverged_leaves_no_interval(computed: Any) -> None:
+    """Of what is paired with it: the seeds in which it lived are a selection. What the entry itself has come
+    to is of all its seeds."""
+    entry = computed[2]["keep"]
+
+    (whole,) = table_of(entry.track, [entry]).lines
+    for both in (False, True):
+
+        def diverged(data: dict[str, Any], mine: bool = both) -> None:
+            for seed in ("1", "3", "5"):
+                data["baseline"][seed]["state"] = "diverged"
+            if mine:
+                data["seeds"]["3"]["state"] = "diverged"
+
+        lost = with_data(entry, diverged)
+        table = table_of(lost.track, [lost])
+        (line,) = table.lines
+        benefit, rise = line.benefit, line.rise
+        assert line.rank is None and (benefit.diverged, benefit.absent) == (3, 0)
+        assert [*benefit.values] == [v for n, v in enumerate(whole.benefit.values) if n not in (1, 3, 5)]
+        assert [*rise.values] == [v for n, v in enumerate(whole.rise.values) if n != 3 or not both]
+        assert rise.diverged == both and rise.total == 8
+        files = dict(site_files([table]))
+        (row,) = json.loads(content_of(files["board.json"]))["tracks"]["small"]["entries"]
+        (cells,) = csv.DictReader(content_of(files["small.csv"]).decode().splitlines())
+        for end in ("low", "high"):
+            assert getattr(benefit, end) is row[f"benefit_{end}"] is None and not cells[f"benefit_{end}"]
+            own = None if both else getattr(whole.rise, end)
+            assert getattr(rise, end) == row[f"rise_{end}"] == own and (cells[f"rise_{end}"] == "") == both
+        assert row["benefit"] == benefit.mean and row["seeds"] == 5
+        page = content_of(files["small.html"]).decode()
+        assert f">{benefit.text(brief=True)}<" in page and benefit.text(brief=True).endswith("* (5/8)")
 
 
 def test_what_does_nothing_measurable_says_so(computed: Any) -> None:

@@ -195,37 +195,33 @@ def _fullness(entry: Entry) -> tuple[int, int, str, str]:
 
 def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Scored:
     metric, sign = track.score.metric, worse_sign(track.score.metric)
-    rises, benefits, until_by_seed, without = list[float](), list[float](), list[float](), list[str]()
-    diverged = lost = 0
+    rises, until_by_seed, diverged, lost = list[float](), list[float](), 0, 0
     length = entry.configuration["generations"] + 1
     for seed in map(str, track.seeds):
-        mine, theirs = entry.seeds.get(seed), entry.baseline.get(seed)
-        diverged += mine is not None and mine.state == "diverged"
-        lost += theirs is not None and theirs.state == "diverged"
-        rise, of_baseline = (_rise(result, metric, sign, length) for result in (mine, theirs))
-        if mine is not None and (rise is not None or mine.state == "diverged"):
+        mine = entry.seeds.get(seed)
+        diverged += _ended(mine)
+        lost += _ended(entry.baseline.get(seed))
+        rise = _rise(mine, metric, sign, length)
+        if rise is not None:
+            rises.append(rise)
+        if mine is not None and (rise is not None or _ended(mine)):
             until_by_seed.append(_until(mine, metric, sign * (track.score.threshold or 0.0)))
-        if rise is None or of_baseline is None:
-            without.append(seed)
-            continue
-        rises.append(rise)
-        benefits.append(of_baseline - rise)
+    benefit = _paired(entry, entry.baseline, entry.seeds, length)
     badge = unranked = ""
     if diverged:
         badge, unranked = "diverged", f"{diverged} of {len(track.seeds)} seeds have diverged"
     elif lost:
         badge = "baseline diverged"
         unranked = f"the baseline has diverged with {lost} of {len(track.seeds)} seeds"
-    elif without:
+    elif len(benefit.values) < len(track.seeds):
         badge = "unreplicated"
-        unranked = f"unreplicated: {len(rises)} of the track's {len(track.seeds)} seeds"
-    missing = len(without) - diverged
-    contrasts = _contrasts(entry, metric, sign, length)
-    rise_of_all = aggregate(rises, diverged, missing)
+        unranked = f"unreplicated: {len(benefit.values)} of the track's {len(track.seeds)} seeds"
+    contrasts = _contrasts(entry, length)
+    rise_of_all = aggregate(rises, diverged, len(track.seeds) - len(rises) - diverged)
     return Scored(
         entry=entry,
         rise=rise_of_all,
-        benefit=aggregate(benefits, diverged, missing),
+        benefit=benefit,
         until=tuple(until_by_seed),
         beside={name: _beside(track, entry, name, diverged) for name in track.score.beside},
         controls=contrasts,
@@ -234,25 +230,40 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
     )
 
 
-def _contrasts(entry: Entry, metric: str, sign: float, length: int) -> dict[str, Aggregate]:
-    """An entry against its controls: of each the difference of the rises of two, seed by seed."""
+def _contrasts(entry: Entry, length: int) -> dict[str, Aggregate]:
+    """An entry against its controls."""
     results = {"": entry.seeds, **entry.controls}
-    found = {}
-    for control, (more, less) in CONTRASTS.items():
-        if more not in results or less not in results:
-            continue
-        values, diverged, absent = list[float](), 0, 0
-        for seed in map(str, entry.track.seeds):
-            pair = [results[name].get(seed) for name in (more, less)]
-            one, other = (_rise(result, metric, sign, length) for result in pair)
-            if one is not None and other is not None:
-                values.append(one - other)
-            elif any(result is not None and result.state == "diverged" for result in pair):
-                diverged += 1
-            else:
-                absent += 1
-        found[control] = aggregate(values, diverged, absent)
-    return found
+    return {
+        control: _paired(entry, results[more], results[less], length)
+        for control, (more, less) in CONTRASTS.items()
+        if more in results and less in results
+    }
+
+
+def _paired(
+    entry: Entry, more: Mapping[str, SeedResult], less: Mapping[str, SeedResult], length: int
+) -> Aggregate:
+    """By how much the track's metric worsens more in the first than in the second, seed by seed.
+
+    A seed with which either has diverged counts as diverged: the others are a selection then.
+    """
+    metric, sign = entry.track.score.metric, worse_sign(entry.track.score.metric)
+    values, diverged, absent = list[float](), 0, 0
+    for seed in map(str, entry.track.seeds):
+        pair = more.get(seed), less.get(seed)
+        one, other = (_rise(result, metric, sign, length) for result in pair)
+        if one is not None and other is not None:
+            values.append(one - other)
+        elif any(map(_ended, pair)):
+            diverged += 1
+        else:
+            absent += 1
+    return aggregate(values, diverged, absent)
+
+
+def _ended(result: SeedResult | None) -> bool:
+    """Whether there is a chain, and it has diverged."""
+    return result is not None and result.state == "diverged"
 
 
 def plain(value: float | None) -> float | None:

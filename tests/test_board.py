@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from conftest import harness
 
 from harness.board.build import build_site, content_of, site_files, tables_of
 from harness.board.entry import Entry, read_entry, write_entry
-from harness.board.entry_page import entry_page
+from harness.board.entry_page import _curve, entry_page
 from harness.board.pages import track_page
 from harness.board.rules import other_rules
 from harness.board.score import NO_EFFECT, table_of
@@ -445,7 +446,8 @@ def test_who_has_diverged_is_said(computed: Any) -> None:
 
     def diverged(where: str) -> Entry:
         result = json.loads(entries["keep"].content)[where]["3"]
-        short = {name: values[:1] for name, values in result["metrics"].items()}
+        # as stores have it: a row without a metric is the generation that has diverged
+        short = {name: [*values[:1], None] for name, values in result["metrics"].items()}
         return with_value(entries["keep"], f"{where}.3", {**result, "state": "diverged", "metrics": short})
 
     mine, theirs = diverged("seeds"), diverged("baseline")
@@ -457,6 +459,40 @@ def test_who_has_diverged_is_said(computed: Any) -> None:
     (line,) = table_of(theirs.track, [theirs]).lines
     assert line.unranked == "the baseline has diverged with 1 of 8 seeds"
     assert "baseline diverged" in line.badges and "diverged" not in line.badges
+
+
+@pytest.mark.parametrize("bundled", [True, False])
+def test_a_seed_has_diverged_when_its_store_says(tmp_path: Path, bundled: bool) -> None:
+    """Three components on three points: after some generations no covariance is left. It counts as
+    collapsed in that one, and the others have no interval from there on."""
+    metric = "mixture/components"
+    score = {"metric": metric, "threshold": 100}  # nobody loses so many
+    config = {
+        "data": {"source": "gaussian", "num_examples": 3},
+        "learner": {"kind": "mixture", "components": 3, "regularisation": 0.0},
+        "regime": {"kind": "replace", "synthetic_ratio": 1.0},
+        "generations": 3,
+    }
+    study = write(tmp_path, {"keep": MITIGATIONS["keep"]}, config=config, score=score, limits={})
+    if bundled:
+        run_bundles(study, tmp_path / "root")
+    else:
+        one_by_one(study)
+        run_all(study, tmp_path / "root")
+    entry = entries_of(study, tmp_path / "root")["none"]
+    (line,) = table_of(entry.track, [entry]).lines
+    ends = [int(r.detail.split()[-1]) if r.state == "diverged" else None for r in entry.seeds.values()]
+    assert [result.ended for result in entry.seeds.values()] == ends
+    found = [(end, result.metrics[metric]) for end, result in zip(ends, entry.seeds.values(), strict=True)]
+    whole = [end for end, values in found if end or values[-1] is not None]
+    assert [*line.until] == [math.inf if end is None else end for end in whole]
+    for end, values in found:
+        assert not end or (len(values) == end + 1 and values[end] is None and values[end - 1] is not None)
+    assert None in ends and any(ends), "some live, and some do not"
+    curve = _curve("none", "one", entry.seeds, metric)
+    for generation in range(4):
+        lost = any(end is not None and end <= generation for end in ends)
+        assert (curve.lows[generation] is None) == lost
 
 
 def test_a_baseline_that_diverged_leaves_no_interval(computed: Any) -> None:

@@ -63,7 +63,19 @@ class SeedResult(Section):
     corpora: tuple[str, ...] = ()
     """SHA-256 of the examples that the metrics read, by generation; a bundled chain keeps no corpora."""
     metrics: dict[str, MetricValues] = {}
-    """By name, a value a generation; null where it is not finite."""
+    """By name, a value a generation; null where it is not finite. A diverged generation has null alone."""
+
+    @property
+    def ended(self) -> int | None:
+        """The generation in which its chain has diverged: the first without metrics; None if it has not."""
+        if self.state != "diverged":
+            return None
+        return max((_measured(values) for values in self.metrics.values()), default=0)
+
+
+def _measured(values: Sequence[float | None]) -> int:
+    """How many generations there are up to the last that has a value."""
+    return next((place for place in range(len(values), 0, -1) if values[place - 1] is not None), 0)
 
 
 class EntryCost(Section):

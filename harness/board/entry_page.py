@@ -152,12 +152,12 @@ def _verdict(line: Scored) -> str:
 
 def _curve(label: str, style: str, seeds: Mapping[str, SeedResult], name: str) -> PlottedCurve:
     found: list[Aggregate] = []
-    rows = [(list(result.metrics.get(name, ())), result.state) for result in seeds.values()]
+    rows = [(list(result.metrics.get(name, ())), result.ended) for result in seeds.values()]
     for generation in range(max((len(row) for row, _ in rows), default=0)):
-        values = [plain(row[generation]) for row, _ in rows if len(row) > generation]
-        ended = sum(state == "diverged" for row, state in rows if len(row) <= generation)
-        found.append(aggregate(values, ended, len(rows) - len(values) - ended))
-    # a chain that has diverged must not leave a mean in silence
+        # a chain that has diverged must not leave a mean in silence
+        live = [row for row, ended in rows if ended is None or generation < ended]
+        values = [plain(row[generation]) for row in live if len(row) > generation]
+        found.append(aggregate(values, len(rows) - len(live), len(live) - len(values)))
     # generation 0 has no pool, and has lost no seed where nobody measures it there
     measured = found[1:] if found and found[0].missing == len(rows) else found
     fewest = min((len(a.values) for a in measured), default=0)

@@ -199,12 +199,12 @@ def _scored(track: Track, entry: Entry, checks: Sequence[Verification]) -> Score
     length = entry.configuration["generations"] + 1
     for seed in map(str, track.seeds):
         mine = entry.seeds.get(seed)
-        diverged += _ended(mine)
-        lost += _ended(entry.baseline.get(seed))
+        diverged += _has_diverged(mine)
+        lost += _has_diverged(entry.baseline.get(seed))
         rise = _rise(mine, metric, sign, length)
         if rise is not None:
             rises.append(rise)
-        if mine is not None and (rise is not None or _ended(mine)):
+        if mine is not None and (rise is not None or _has_diverged(mine)):
             until_by_seed.append(_until(mine, metric, sign * (track.score.threshold or 0.0)))
     benefit = _paired(entry, entry.baseline, entry.seeds, length)
     badge = unranked = ""
@@ -254,14 +254,14 @@ def _paired(
         one, other = (_rise(result, metric, sign, length) for result in pair)
         if one is not None and other is not None:
             values.append(one - other)
-        elif any(map(_ended, pair)):
+        elif any(map(_has_diverged, pair)):
             diverged += 1
         else:
             absent += 1
     return aggregate(values, diverged, absent)
 
 
-def _ended(result: SeedResult | None) -> bool:
+def _has_diverged(result: SeedResult | None) -> bool:
     """Whether there is a chain, and it has diverged."""
     return result is not None and result.state == "diverged"
 
@@ -286,8 +286,7 @@ def _until(result: SeedResult, metric: str, change: float) -> float:
     """Generations until the metric has changed by the track's threshold, which may be 0: there is none."""
     values = result.metrics.get(metric, ())
     curve = {g: v for g, v in enumerate(values) if v is not None}
-    ended = len(values) if result.state == "diverged" else None
-    return until(curve, change, ended=ended) if change else math.inf
+    return until(curve, change, ended=result.ended) if change else math.inf
 
 
 def _beside(track: Track, entry: Entry, name: str, diverged: int) -> tuple[Aggregate, Aggregate]:

@@ -169,6 +169,28 @@ def test_cells_without_a_sentence_are_counted_by_their_way() -> None:
     ]
 
 
+def test_survivors_do_not_place_their_cell() -> None:
+    """Of a cell that has lost seeds the others may improve: it is the worst all the same, and so counted."""
+    inf = float("inf")
+    rows = [row for cell in range(1, 10) for s in range(5) for row in chain(cell, s, 3.0, 3.0 + cell + s / 9)]
+    rows += [*chain("few", 0, 3.0, 2.9), *(r for s in range(1, 5) for r in chain("few", s, 3.0, inf))]
+    for seed in range(5):
+        rows += chain("most", seed, 3.0, None, status="diverged") if seed else chain("most", 0, 3.0, 2.9)
+        rows += chain("one", seed, 3.0, 2.9 if seed else None, status="ok" if seed else "diverged")
+        rows += chain("some", seed, 3.0, 2.9 if seed else inf)
+    lines = answers(rows, AXES, range(5), 7)
+    assert [line.partition(":")[0].removeprefix("temperature ") for line in lines[:6]] == [
+        "few", "most", "one", "some", "9", "8",
+    ]  # fmt: skip
+    assert "(by 0.1* (1 of 5 live, median diverged))" in lines[1]
+    assert answers(rows, AXES, range(5), 0) == [
+        "13 more cells: 2 have diverged in some seeds, 2 are not finite any more in some seeds, 9 worsen less"
+    ]
+    assert answers(rows, AXES, range(5), 1)[1].startswith(
+        "12 more cells: 2 have diverged in some seeds, 1 is"
+    )
+
+
 def test_what_is_not_known_says_no_kind() -> None:
     """Of a share of nothing it is not known which way it goes."""
     nan = float("nan")

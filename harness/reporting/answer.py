@@ -38,9 +38,11 @@ ONE_SEED = "One seed: there are no intervals, and differences may be chance."
 """What stands below the answer of a study whose cells have one seed each."""
 
 GONE, LOST = ("has diverged", "have diverged"), ("is not finite any more", "are not finite any more")
+IN_SOME = " in some seeds"
+PARTLY_GONE, PARTLY_LOST = ((one + IN_SOME, many + IN_SOME) for one, many in (GONE, LOST))
 WORSE, SAME = ("worsens less", "worsen less"), ("does not change beyond doubt", "do not change beyond doubt")
 BETTER = ("improves", "improve")
-WAYS = (GONE, LOST, WORSE, SAME, BETTER)
+WAYS = (GONE, PARTLY_GONE, LOST, PARTLY_LOST, WORSE, SAME, BETTER)
 """What becomes of cells that have no sentence, of one and of several, in this order."""
 
 
@@ -52,11 +54,13 @@ class Change:
         first: In generation 0.
         last: In the last one.
         by: Of the same seed, the difference.
+        lost: Seeds with a finite value in generation 0 and none in the last one, though they have a model.
     """
 
     first: Aggregate
     last: Aggregate
     by: Aggregate
+    lost: int = 0
 
 
 def answers(
@@ -104,7 +108,7 @@ def answers(
             *lines,
             f"{counted(len(left), 'more cell')} {'is' if len(left) == 1 else 'are'} in the tables",
         ]
-    ways = Counter(_way(found[cell][known[cell]].by, known[cell]) if cell in known else GONE for cell in left)
+    ways = Counter(_way(found[cell][known[cell]], known[cell]) if cell in known else GONE for cell in left)
     return [*lines, _more(ways)]
 
 
@@ -128,10 +132,13 @@ def reserved(rows: Iterable[Mapping[str, Any]], axes: Sequence[str], seeds: Coll
     return [ONE_SEED] if len(table) and seed_counts(table, axes, seeds)[-1] == 1 else []
 
 
-def _way(by: Aggregate, headline: str) -> tuple[str, str]:
+def _way(change: Change, headline: str) -> tuple[str, str]:
     """What becomes of a cell, of one and of several: `WAYS`."""
+    by = change.by
     if by.mean is None:
         return LOST
+    if by.diverged or change.lost:  # the mean is of those that live, and says nothing of the cell
+        return PARTLY_GONE if by.diverged else PARTLY_LOST
     if by.mean == 0 or _in_doubt(by):
         return SAME
     return WORSE if _sign(headline) * by.mean > 0 else BETTER
@@ -150,10 +157,17 @@ def _sign(headline: str) -> float:
     return -1.0 if about(headline).worse == "lower" else 1.0
 
 
-def _place(changes: Mapping[str, Change], headline: str, headlines: Sequence[str]) -> tuple[int, float]:
-    """By metric, then what worsens most; what has no number any more has worsened beyond all."""
-    by = changes[headline].by.mean
-    return headlines.index(headline), -math.inf if by is None else -_sign(headline) * by
+def _place(
+    changes: Mapping[str, Change], headline: str, headlines: Sequence[str]
+) -> tuple[int, float, float]:
+    """By metric, then by the share of seeds that have no number any more, then what worsens most.
+
+    Such a seed has worsened beyond all, so that the mean of the others does not place its cell.
+    """
+    change = changes[headline]
+    by = change.by
+    gone = 1.0 if by.mean is None else (by.diverged + change.lost) / by.total
+    return headlines.index(headline), -gone, 0.0 if by.mean is None else -_sign(headline) * by.mean
 
 
 def _changes(
@@ -195,11 +209,13 @@ def _changes(
 
 def _change(pairs: npt.NDArray[np.float64], ended: int, count: int) -> Change:
     absent = max(0, count - ended - len(pairs))
-    whole = np.isfinite(pairs).all(axis=1, keepdims=True)
+    finite = np.isfinite(pairs)
+    whole, lost = finite.all(axis=1, keepdims=True), int((finite[:, 0] & ~finite[:, 1]).sum())
     if whole.any():  # the ends are means of the same seeds
         pairs = np.where(whole, pairs, math.nan)
     first, last = pairs[:, 0], pairs[:, 1]
-    return Change(*(aggregate(column, ended, absent) for column in (first, last, last - first)))
+    start, end, by = (aggregate(column, ended, absent) for column in (first, last, last - first))
+    return Change(start, end, by, lost)
 
 
 def _where(cell: tuple[Any, ...], axes: Sequence[str], last: int | None = None) -> str:

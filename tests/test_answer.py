@@ -169,6 +169,29 @@ def test_cells_without_a_sentence_are_counted_by_their_way() -> None:
     ]
 
 
+def test_a_text_whose_seeds_disagree_has_no_way() -> None:
+    """What narrows is said beyond doubt, as what worsens is: by the intervals, where there are any."""
+
+    def end_of(seeds: int, **last: tuple[float, float]) -> str:
+        rows = [
+            row
+            for s in range(seeds)
+            for row in chain(None, s, 3.0, 4.0, **{name: pair[s == 1] for name, pair in last.items()})
+        ]
+        return answers(rows, (), range(seeds))[0].partition(";")[2].strip()
+
+    sure, doubtful = (0.5, 0.6), (0.9, 1.2)
+    assert end_of(5, distinct_2=sure, entropy_2=sure) == "its text narrows (distinct-2 1 to 0.52)"
+    assert end_of(5, distinct_2=doubtful, entropy_2=sure) == ""
+    assert end_of(5, distinct_2=sure, entropy_2=doubtful) == ""
+    both = {"distinct_2": sure, "entropy_2": sure}
+    tails = end_of(5, **both, tail_mass=doubtful, vocab_coverage=(1.3, 1.4))
+    assert tails == "its text narrows (distinct-2 1 to 0.52), but vocabulary coverage rises, 1 to 1.32"
+    assert end_of(5, **both, tail_mass=sure, vocab_coverage=(1.3, 0.6)).endswith("tail mass 1 to 0.52)")
+    one = end_of(1, distinct_2=doubtful, entropy_2=doubtful, tail_mass=doubtful)
+    assert one == "its text narrows (distinct-2 1 to 0.9, tail mass 1 to 0.9)", "one seed has no interval"
+
+
 def test_survivors_do_not_place_their_cell() -> None:
     """Of a cell that has lost seeds the others may improve: it is the worst all the same, and so counted."""
     inf = float("inf")

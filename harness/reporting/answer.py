@@ -291,8 +291,14 @@ def _kind(changes: Mapping[str, Change]) -> str:
         return ""
     if abs(shares[0]) < CLEAR or shares[0] * shares[1] < 0:
         return ""
+    if any(_in_doubt(changes[name].by) for name in DIVERSITY):
+        return ""
     sign = math.copysign(1.0, shares[0])
-    clear = [name for name in TAILS if name in changes and abs(_share(changes[name])) >= CLEAR]
+    clear = [
+        name
+        for name in TAILS
+        if name in changes and abs(_share(changes[name])) >= CLEAR and not _in_doubt(changes[name].by)
+    ]
     with_it = [DIVERSITY[0], *(name for name in clear if _share(changes[name]) * sign > 0)]
     text = f"its text {'narrows' if sign < 0 else 'broadens'} ("
     text += ", ".join(f"{_called(name)} {_ends(changes[name])}" for name in with_it) + ")"

@@ -19,14 +19,15 @@ from harness.reporting.early import first_moves
 from harness.reporting.growth import curvatures, evidence, leads, middle, slopes, until
 from harness.reporting.populations import Curve, Group, as_one, whole
 from harness.reporting.rows import Rows
-from harness.reporting.statistics import LEVEL, aggregate, one_more
+from harness.reporting.statistics import LEVEL, aggregate, one_more, paired_shares
 from harness.reporting.worth import exchange, undoing
 from harness.study import Prepared
 from harness.terminal import counted
 
 ClaimVerdict = Literal["reproduced", "contradicted", "undecided"]
 SHARES = ("exceeds_first", "lost")
-"""Statistics that are 0 or 1 for a seed; their mean is a share, with Wilson's interval."""
+"""Statistics that are 0 or 1 for a seed: their mean is a share, with Wilson's interval, and their difference
+from another cell that of two shares, with Tango's."""
 MIN_SEEDS = 5
 """With fewer seeds nothing is decided."""
 MEDIAN_SEEDS = 6
@@ -241,7 +242,9 @@ def _summary(
         return *middle(numbers), MEDIAN_SEEDS
     found = aggregate(numbers)
     low, high = found.low, found.high
-    if statistic.of in SHARES and statistic.minus is None:
+    if statistic.of in SHARES and statistic.minus is not None:
+        low, high = paired_shares(numbers.count(1), numbers.count(-1), len(numbers))
+    elif statistic.of in SHARES:
         from scipy.stats import binomtest
 
         interval = binomtest(int(sum(numbers)), len(numbers)).proportion_ci(LEVEL, method="wilson")

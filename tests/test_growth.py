@@ -106,6 +106,24 @@ def test_growth_names_shapes_and_omits_the_unfinished() -> None:
     assert found["linear",].slope.low < 0.5 < found["linear",].slope.high
 
 
+def test_growth_misses_no_seed_of_another_cell() -> None:
+    """Of studies that are compared each has its own seeds, where these are not the same."""
+    rows = [
+        {"study": study, "chain": f"{study}{seed}", "seed": seed, "generation": g, "a/b": g * (5.0 + seed)}
+        for study, count in (("a", 3), ("b", 5))
+        for seed in range(count)
+        for g in range(4)
+    ]
+    few, all_of = growths(rows, ["study"], "a/b").values()
+    assert (few.slope.total, few.slope.absent, all_of.slope.total) == (3, 0, 5)
+    assert few.curvature is not None and few.curvature.absent == 0
+    assert growths(rows, ["study"], "a/b", range(5))["a",].slope.absent == 2, "who is to be there is missed"
+    (line, _) = growth_table(
+        [{**row, "test/perplexity": row["a/b"], "status": "ok"} for row in rows], ["study"]
+    )["lines"]
+    assert line["slope"].endswith("(3 seeds)"), line
+
+
 def test_what_is_not_told_apart_from_flat_is_undecided() -> None:
     """A slope of 5 +- 24 is not flat; where seeds disagree about the shape none is ahead."""
 

@@ -251,15 +251,16 @@ def growths(
         rows: From `ledger.rows`.
         axes: The axes that tell cells apart.
         metric: A column.
-        seeds: Those that every cell is run with; those with rows when empty.
+        seeds: Those that every cell is run with; each its own when empty.
     """
     table = Rows.of(rows)
     values = table.values(metric)
     cells: dict[tuple[Any, ...], list[npt.NDArray[np.int64]]] = {}
     ended: dict[tuple[Any, ...], int] = {}
-    known = set(seeds)
+    # where nobody says with which seeds, those of another cell say nothing of this one
+    known, everyone = dict[tuple[Any, ...], set[int]](), frozenset(seeds)
     for part in table.series(axes):
-        known.add(part.seed)
+        known.setdefault(part.cell, set(everyone)).add(part.seed)
         cells.setdefault(part.cell, [])
         if part.ended is not None:
             ended[part.cell] = ended.get(part.cell, 0) + 1
@@ -275,7 +276,7 @@ def growths(
         # seeds may lack another one each
         whole = [places for places in whole if np.array_equal(at[places], at[whole[0]])]
         if whole:
-            absent = max(0, len(known) - ended.get(cell, 0) - len(whole))
+            absent = max(0, len(known[cell]) - ended.get(cell, 0) - len(whole))
             generations = at[whole[0]].astype(np.float64)
             found[cell] = _growth(generations, values[np.stack(whole)], ended.get(cell, 0), absent)
     return found

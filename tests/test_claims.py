@@ -25,7 +25,7 @@ from harness.errors import ConfigError
 from harness.metrics.catalogue import HEADLINES
 from harness.reporting import ledger
 from harness.reporting.analysis import critical_ratios, losses
-from harness.reporting.claims import _of, compare, judge
+from harness.reporting.claims import _of, compare, describe, judge
 from harness.reporting.figures import metric_drawing
 from harness.reporting.report import theory_lines
 from harness.reporting.statistics import paired_shares
@@ -135,6 +135,37 @@ def test_what_has_no_value_says_why(
         for chain in prepared.chains for g, number in ((0, begins), (9, ends))
     ]  # fmt: skip
     assert judge(prepared, rows)[0].reason == reason
+
+
+def test_what_diverges_later_is_alive_in_the_generation(make_config: Make, tmp_path: Path) -> None:
+    """Asked for generation 4, a chain that diverges in 8 has come as far as one that lives: no way at all."""
+    asked = {"metric": "test/nll", "generation": 4}
+    until_1 = {**asked, "of": "until", "threshold": 1.0}
+    lead = {**asked, "of": "lead", "than": "gaussian/log_variance"}
+    claims = [{**COLLAPSE, "statistic": of} for of in (until_1, {**until_1, "generation": 8}, lead, asked)]
+    config = make_config(
+        {**BASE, "generations": 9, "grid": {"seed": {"from": 0, "count": 6}}, "claims": claims}
+    )
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "none"))
+    scratch.cleanup()
+    rows = []
+    for chain in prepared.chains:
+        for g in range(10 if chain.seed % 2 else 9):
+            dead = not chain.seed % 2 and g == 8
+            place = {"chain": chain.id, "seed": chain.seed, "generation": g}
+            values = {"gaussian/log_variance": chain.seed / 10 + (g == 4), "test/nll": chain.seed / 10}
+            gone = {"status": "diverged", "gaussian/log_variance": None, "test/nll": None}
+            rows.append({**place, **(gone if dead else {"status": "ok", **values})})
+    until_4, until_8, moves, change = judge(prepared, rows)
+    assert (until_4.value, until_4.seeds, until_4.reason) == (math.inf, 6, "")
+    assert describe(until_4)["found"] == "never [never, never]"
+    assert until_8.value == math.inf and until_8.low == 8, "by then three have come so far"
+    assert (moves.value, moves.low, moves.seeds, moves.reason) == (-math.inf, -math.inf, 6, "")
+    assert (change.seeds, change.reason) == (6, "")
+    lacking = [
+        row | ({"test/nll": None} if row["generation"] == 4 and row["seed"] < 2 else {}) for row in rows
+    ]
+    assert judge(prepared, lacking)[3].reason == "2 of 6 seeds have no finite value, or are not finished"
 
 
 def test_few_seeds_and_values_not_finite_decide_nothing(make_config: Make, tmp_path: Path) -> None:

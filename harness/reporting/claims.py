@@ -98,10 +98,13 @@ class _Known:
         own = self.prepared.study.cells[cell].config.generations if group is None else group.last
         return own if statistic.generation is None else statistic.generation
 
-    def diverged(self, cells: Iterable[int]) -> set[int]:
-        """Seeds that have diverged in any of these cells."""
-        wanted = set(cells)
-        return {seed for cell, seed in self.ended if cell in wanted}
+    def diverged(self, statistic: Statistic, cells: Iterable[int]) -> dict[tuple[int, int], int]:
+        """Cell and seed of chains of these cells to the generation in which they have diverged.
+
+        Those that diverge behind the generation that is asked for are alive in it, and left out.
+        """
+        last = {cell: self.last(statistic, cell) for cell in cells}
+        return {place: when for place, when in self.ended.items() if when <= last.get(place[0], -1)}
 
 
 def judge(prepared: Prepared, rows: Iterable[Mapping[str, Any]]) -> list[Judgement]:
@@ -142,7 +145,7 @@ def _judge(known: _Known, claim: Claim) -> Judgement:
             both = {seed: value - others[seed] for seed, value in of_seeds.items() if seed in others}
             of_seeds = {seed: value for seed, value in both.items() if not math.isnan(value)}
     total = len(known.prepared.study.seeds)
-    ended = known.diverged(cells) - of_seeds.keys()
+    ended = {seed for _, seed in known.diverged(statistic, cells)} - of_seeds.keys()
     if not of_seeds:
         why = _nothing(known, statistic, cells, len(ended), total)
         return Judgement(claim, "undecided", None, None, None, 0, why)
@@ -302,11 +305,10 @@ def _untils(
     known: _Known, statistic: Statistic, cell: int, found: Mapping[int, Curve], last: int
 ) -> dict[int, float]:
     """Generations until the threshold, of every seed that has reached it, diverged, or come to its end."""
-    values = {}
+    values, ended = {}, known.diverged(statistic, [cell])
     for seed, item in found.items():
         curve = {g: value for g, value in item.items() if g <= last}
-        ended = known.ended.get((cell, seed))
-        when = until(curve, statistic.threshold or 0.0, statistic.baseline, ended)
+        when = until(curve, statistic.threshold or 0.0, statistic.baseline, ended.get((cell, seed)))
         if statistic.baseline in curve and (math.isfinite(when) or last in curve):
             values[seed] = when
     return values
@@ -327,8 +329,8 @@ def _moves(
     mine, other = (
         first_moves(known.series.get((cell, name), {}), last) for name in (statistic.metric, statistic.than)
     )
-    ended = known.diverged([cell])  # what has ended might yet have moved
-    return mine, {seed: when for seed, when in other.items() if seed not in ended}
+    ended = known.diverged(statistic, [cell])  # what has ended might yet have moved
+    return mine, {seed: when for seed, when in other.items() if (cell, seed) not in ended}
 
 
 def _of(item: Curve, statistic: Statistic, last: int, limit: float) -> float | None:

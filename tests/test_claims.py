@@ -526,6 +526,14 @@ def test_lost_shares_by_seed() -> None:
         for g, share in enumerate((0.1, 0.0, 0.2, 0.0, 0.0))
     ]
     assert dict(losses(back, ["cell"])[0].lost) == {0: 3}, "a share that comes back was not lost"
+    # what is 0 just now may come back as well, where the chain goes on
+    begun = [{**row, "seed": seed} for seed, far in ((1, 2), (2, 3)) for row in back[:far]]
+    ended = [{**row, "seed": 3} for row in back[:2]]
+    ended.append({"cell": "a", "seed": 3, "generation": 2, "status": "diverged", "share/blue": None})
+    (found_of,) = losses([*back, *begun, *ended], ["cell"])
+    assert dict(found_of.lost) == {0: 3, 3: 1} and dict(found_of.open) == {1: 0, 2: 2}
+    assert found_of.text == "in 2 of 2; median generation 2, 1 to 3; 2 not finished"
+    assert found_of.by_seed == "0: 3, 1: not by 0, 2: not by 2, 3: 1"
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,8 @@ class LostShare:
         lost: Seed to the first generation from which on it is 0; None where it comes back, or is there at the
             chain's end.
         ended: Of seeds in which it was still there: the generation in which the chain has diverged.
-        open: Of seeds in which it is still there: the last generation of a chain that is not finished.
+        open: Of seeds whose chain is not finished, so that a share that is 0 just now may come back: the last
+            generation in which it was there.
     """
 
     cell: tuple[Any, ...]
@@ -63,7 +64,10 @@ class LostShare:
 
 
 def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[LostShare]:
-    """For every ``share/...`` and the seeds in which it is there in generation 0: when it is lost first."""
+    """For every ``share/...`` and the seeds in which it is there in generation 0: from when on it is lost.
+
+    A chain that has not come as far as another one of its cell is not finished: of it nothing is known yet.
+    """
     table = Rows.of(rows)
     found: dict[tuple[tuple[Any, ...], str], LostShare] = {}
     shares = {name: table.values(name) for name in sorted(table.names) if name.startswith("share/")}
@@ -79,20 +83,22 @@ def losses(rows: Iterable[Mapping[str, Any]], axes: Sequence[str]) -> list[LostS
             share = name.removeprefix("share/")
             of = found.setdefault((series.cell, share), LostShare(series.cell, share, {}, {}, {}))
             reached = int(table.generation[known[-1]])
-            gone = _from_then_on(table.generation[known], values[known])
+            there, gone = _from_then_on(table.generation[known], values[known])
             if gone is None and series.ended is not None:
                 of.ended[series.seed] = series.ended
-            elif gone is None and reached < last[series.cell]:
-                of.open[series.seed] = reached
+            elif series.ended is None and reached < last[series.cell]:
+                of.open[series.seed] = there
             else:
                 of.lost[series.seed] = gone
     return list(found.values())
 
 
-def _from_then_on(generations: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]) -> int | None:
-    """The first generation from which on a share is 0."""
+def _from_then_on(
+    generations: npt.NDArray[np.int64], shares: npt.NDArray[np.float64]
+) -> tuple[int, int | None]:
+    """The last generation in which a share is there, and the first one from which on it is 0."""
     last = int(np.flatnonzero(shares > 0)[-1])
-    return int(generations[last + 1]) if last + 1 < len(shares) else None
+    return int(generations[last]), int(generations[last + 1]) if last + 1 < len(shares) else None
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ coverage of every interval counted, and on Gaussian chains whose errors have a c
 from __future__ import annotations
 
 import math
+from array import array
 from pathlib import Path
 from typing import Any
 
@@ -341,6 +342,31 @@ def test_over_few_generations_it_is_said_which_way_it_bends() -> None:
         return growths(rows, (), "a/b")[()].shape
 
     assert (shape(0.2), shape(0.0), shape(-0.1)) == ("ever faster", "linear", "ever slower")
+
+
+@pytest.mark.parametrize("count", [3, 4, 5, 8, 40])
+def test_rounding_bends_no_line_and_moves_no_level(count: int) -> None:
+    """What seeds agree about is the last digit of a line's numbers; a bend of a millionth is one."""
+    at = np.arange(count, dtype=float)
+
+    def growth(curves: list[Any]) -> Any:
+        rows = [
+            {"chain": str(seed), "seed": seed, "generation": g, "a/b": float(value)}
+            for seed, curve in enumerate(curves)
+            for g, value in enumerate(curve)
+        ]
+        (found,) = growths(rows, (), "a/b").values()
+        return found
+
+    rates = (5.0, 5.1, 5.2, 0.3)
+    lines = [20 + 0.3 * seed + rate * at for seed, rate in enumerate(rates)]
+    assert growth(lines).shape == "linear" and growth(lines).curvature.values == array("d", [0.0] * 4)
+    assert not curvatures(at, np.array([[0.1, -1e-9, 1e9]] * 2).T[:, :1] * (1 + at / 3)).any()
+    bent = growth([line + 1e-6 * at**2 for line in lines])
+    assert bent.curvature.mean == pytest.approx(2e-6, rel=1e-3)
+    assert count > 5 or bent.shape == "ever faster", "of more generations AICc decides"
+    level = [np.where(at % 2, 0.3, 0.1 + 0.2), np.where(at < 1, 0.3, 0.1 + 0.2)]
+    assert np.ptp(level[0]) and growth(level).shape == "flat" and growth(level).slope.mean == 0
 
 
 def test_the_median_of_a_slope_counts_diverged_as_worst() -> None:

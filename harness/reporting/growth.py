@@ -47,8 +47,7 @@ def slopes(generations: Floats, values: Floats) -> Floats:
         Shape [chains].
     """
     centred = generations - generations.mean()
-    found: Floats = values @ centred / (centred @ centred)
-    return found
+    return _beyond_rounding(values @ centred / (centred @ centred), values, float(np.ptp(generations)))
 
 
 def curvatures(generations: Floats, values: Floats) -> Floats:
@@ -65,7 +64,20 @@ def curvatures(generations: Floats, values: Floats) -> Floats:
     """
     basis = np.stack([np.ones_like(generations), generations, generations**2], axis=1)
     found: Floats = 2 * np.linalg.lstsq(basis, values.T, rcond=None)[0][2]
-    return found
+    # how far the parabola's middle lies from the chord between its ends
+    return _beyond_rounding(found, values, float(np.ptp(generations)) ** 2 / 8)
+
+
+def _beyond_rounding(found: Floats, values: Floats, reach: float) -> Floats:
+    """Rates, 0 where all that they come to is rounding: equal seeds would be sure of its sign.
+
+    Args:
+        found: Shape [chains].
+        values: Shape [chains, generations].
+        reach: What a rate is multiplied by to be a difference of values.
+    """
+    kept: Floats = np.where(np.abs(found) * reach > EXACT * np.abs(values).max(axis=1), found, 0.0)
+    return kept
 
 
 def until(curve: Mapping[int, float], threshold: float, first: int = 0, ended: int | None = None) -> float:
@@ -209,7 +221,7 @@ class CellGrowth:
         leads: By how much the AICc of each shape is lower than that of the best other one, over the seeds;
             empty with fewer than `SHAPED` generations.
         generations: Up to which generation.
-        still: Whether it is the same in all generations of each seed.
+        still: Whether it is the same in all generations of each seed, but for rounding.
     """
 
     slope: Aggregate
@@ -289,5 +301,6 @@ def _growth(generations: Floats, values: Floats, diverged: int, absent: int) -> 
     if len(generations) >= SHAPED:
         found = evidence(generations, values)
         shown = {shape: aggregate(leads(found, shape), diverged, absent) for shape in SHAPES}
-    slope, still = aggregate(slopes(generations, values), diverged, absent), not np.ptp(values, axis=1).any()
+    slope = aggregate(slopes(generations, values), diverged, absent)
+    still = bool((np.ptp(values, axis=1) <= EXACT * np.abs(values).max(axis=1)).all())
     return CellGrowth(slope, bent, shown, int(generations[-1]), still)

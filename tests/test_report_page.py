@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 from bundled import run_bundles
 from conftest import Make
@@ -84,6 +85,19 @@ def test_bands_keep_their_numbers_where_some_are_none() -> None:
     assert [row[columns.index("band")] for row in numbers] == [1, 4, 5] * len(CELLS)
     line, *_ = figure.axes[0].get_lines()
     assert line.get_xdata().tolist() == [1, 4, 5] and line.get_ydata().tolist() == [1.0, 0.5, 0.1]
+
+
+def test_bands_are_of_cells_that_measure_them() -> None:
+    """In a grid over learners one may write text, and another no text: it has no line, and no rows."""
+    kinds = {"a": "language_model", "b": "kde"}
+    shared = [{"chain": chain, "seed": 0, "learner.kind": kind} for chain, kind in kinds.items()]
+    own = pa.table({"generation": [0, 0], "status": ["ok", "ok"], "text/band_1": [1.0, None]})
+    rows = Rows(shared, np.array([0, 1]), own, (), {}, list(kinds.values()))
+    found = bands_figure(rows, ["learner.kind"])
+    assert found is not None and [row[1:] for row in found[2]] == [["language_model", 1, 1.0, 1]]
+    assert len(found[0].axes[0].get_lines()) == 2, "one cell, and what real text has"
+    no_text = Rows(shared, np.array([0, 1]), own, (), {}, ["kde", "kde"])
+    assert bands_figure(no_text, ["learner.kind"]) is None
 
 
 def test_a_cell_has_one_name() -> None:

@@ -80,6 +80,10 @@ def bands_figure(
     curves_of = {name: curves(rows, shown, name) for name in names}
     every = list(curves_of[names[0]])
     looks, titles = styles(every), dict(zip(every, cell_names(every, shown), strict=True))
+    # cells of a learner that writes no text have none
+    every = [cell for cell in every if all(curves_of[name][cell] for name in names)]
+    if not every:
+        return None
     cells = thinned(every, MAX_LINES)
     figure = Figure(figsize=(6.0, 3.4 + legend_inches([titles[cell] for cell in cells], 6.0)))
     plot, numbers = figure.subplots(), list[list[Any]]()

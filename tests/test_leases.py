@@ -132,6 +132,25 @@ def leases(root: Path, lease_s: float = 60.0, **options: object) -> Leases:
     return Leases(root, Owner(root / "leases" / "owners", lease_s), **options)
 
 
+def test_a_key_that_has_come_again_is_not_ones_own(tmp_path: Path) -> None:
+    """While a process sleeps others may finish a key's work, and begin with its first epoch again."""
+    for finished in (True, False):
+        root = tmp_path / str(finished)
+        slow, quick, next_one = (Leases(root, Owner(root / "leases" / "owners", LEASE_S)) for _ in range(3))
+        lease = slow.acquire("a")
+        assert lease is not None and slow.owner is not None and not slow.lost(lease)
+        bury(root / "leases" / "owners", slow.owner.id)
+        taken = quick.acquire("a")
+        assert taken is not None and slow.lost(lease)
+        quick.release(taken, finished=True)
+        assert slow.lost(lease)
+        again = next_one.acquire("a")
+        assert again is not None and again.epoch == lease.epoch
+        assert slow.lost(lease) and not next_one.lost(again)
+        slow.release(lease, finished)
+        assert not next_one.lost(again) and quick.acquire("a") is None
+
+
 def test_a_lease_is_had_by_one_and_given_back(tmp_path: Path) -> None:
     first, second = leases(tmp_path), leases(tmp_path)
     lease = first.acquire("k", {"generation": 3})

@@ -323,8 +323,13 @@ class Leases:
                 return lease
 
     def lost(self, lease: Lease) -> bool:
-        """Whether somebody has taken the key over (this process was paused for longer than its lease)."""
-        return max(self._epochs(lease.key), default=0) != lease.epoch
+        """Whether somebody has taken the key over (this process was paused for longer than its lease).
+
+        Who has done so may have finished, and a third one have begun with the first epoch again.
+        """
+        assert self.owner is not None
+        view = self.look(lease.key)
+        return view.epoch != lease.epoch or view.owner not in (None, self.owner.id)
 
     def release(self, lease: Lease, finished: bool) -> None:
         """Give a key back.
@@ -334,10 +339,12 @@ class Leases:
             finished: The key's work is committed, so the lease's folder goes; else the next epoch is free for
                 anybody.
         """
-        if not finished:
+        if self.lost(lease):
+            return
+        if finished:
+            self._remove(lease.key, [epoch for epoch in self._epochs(lease.key) if epoch <= lease.epoch])
+        else:
             self._create(lease.key, lease.epoch + 1, None, {})
-        elif not self.lost(lease):
-            self._remove(lease.key, self._epochs(lease.key))
 
     def _remove(self, key: str, epochs: Collection[int]) -> None:
         """Remove these epochs of a key, and its folder where nothing else is in it."""

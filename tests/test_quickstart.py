@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import math
 import re
+import subprocess
+import sys
 from typing import Any
 
 import pandas as pd
@@ -95,3 +97,12 @@ def test_the_table_is_whole(quickstart: Any) -> None:
         for path in root.glob("evaluations/*/provenance.json")
     ]
     assert 0.5 < planned / max(peaks) < 1.5, "what a rank takes is what the plan says"
+
+
+def test_its_speed_is_told_from_what_it_left(quickstart: Any) -> None:
+    """Two cells share generation 0's fit, so that one generation has no rate of its own."""
+    command = [sys.executable, str(ROOT / "scripts" / "bench"), "quickstart", "--root", str(quickstart[2])]
+    said = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert said.returncode == 0, said.stderr
+    assert re.search(r"gangs not computing +[\d.]+ % of", said.stdout), said.stdout
+    assert re.search(r"width 128 +fit [\d,]+ tokens/s, sample [\d,]+ tokens/s", said.stdout), said.stdout

@@ -8,6 +8,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from harness.store import Store
+
 QUICKSTART = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
 
 
@@ -41,22 +43,26 @@ def run_figures(root: Path) -> None:
     last = max(e["time"] for e in ended.values())
     born = {}
     for branch, event in started.items():
-        born.setdefault(event["gang"], (event["time"], first_fit[branch] - event["time"]))
-    provenance = [json.loads(path.read_text()) for path in (root / "evaluations").glob("*/provenance.json")]
+        delay = first_fit.get(branch, event["time"]) - event["time"]  # a fit may be another branch's
+        born.setdefault(event["gang"], (event["time"], delay))
+    store = Store.read(root)
+    evaluations = sorted(store.committed("evaluations"))
+    provenance = [store.json("evaluations", key, "provenance.json") for key in evaluations]
     busy = sum(sum(p["seconds"].values()) for p in provenance)
     alive = sum(last - at for at, _ in born.values())
     print(f"gang start-up        {', '.join(f'{delay:.1f}' for _, delay in born.values())} s")
     print(f"gangs not computing  {100 * (1 - busy / alive):.1f} % of {alive:.0f} gang-seconds")
     print(f"peak memory of rank  {max(p['peak_memory_bytes'] for p in provenance) / 2**20:.0f} MiB")
     models = {}
-    for path in (root / "evaluations").glob("*/spec.json"):
-        fit = json.loads(path.read_text())["fit"]
-        width = json.loads((root / "fits" / fit / "spec.json").read_text())["learner"]["model"]["width"]
-        models.setdefault(width, []).append(
-            json.loads((path.parent / "provenance.json").read_text())["tokens_per_s"]
-        )
+    for key, about in zip(evaluations, provenance, strict=True):
+        fit = store.json("evaluations", key, "spec.json")["fit"]
+        width = store.json("fits", fit, "spec.json")["learner"]["model"]["width"]
+        models.setdefault(width, []).append(about["tokens_per_s"])
     for width, rates in sorted(models.items()):
-        middle = {phase: statistics.median(rate[phase] for rate in rates) for phase in ("fit", "sample")}
+        middle = {
+            phase: statistics.median(rate[phase] for rate in rates if phase in rate)
+            for phase in ("fit", "sample")
+        }
         print(
             f"width {width:<6}         fit {middle['fit']:,.0f} tokens/s, "
             f"sample {middle['sample']:,.0f} tokens/s (median)"

@@ -10,6 +10,8 @@ from typing import Any, TextIO
 
 MAX_SHOWN = 200
 """Characters of a value in a message; what is longer is cut in the middle."""
+_LEFT_OUT = " ... ({:,} characters more) ... "
+"""Stands for the middle of what is cut."""
 _HIDDEN = ("Cc", "Cs", "Zl", "Zp")
 """Categories of Unicode that are not printed as they are: controls, surrogates, and what breaks lines."""
 _TURNS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"
@@ -35,11 +37,18 @@ def _is_hidden(character: str) -> bool:
 
 
 def cut(text: str, most: int = MAX_SHOWN) -> str:
-    """Text of at most so many characters, and what was left out of the middle."""
+    """Text of at most so many characters: its beginning, how many are left out of the middle, and its end.
+
+    Where to say how many would take more than half of the room, its beginning alone.
+    """
     if len(text) <= most:
         return text
-    end = most // 4
-    return f"{text[: most - end]} ... ({len(text) - most:,} characters more) ... {text[-end:]}"
+    # the number has no more digits than that of all characters, whatever room is left
+    room = most - len(_LEFT_OUT.format(len(text)))
+    if 2 * room < most:
+        return text[:most]
+    end = room // 4
+    return text[: room - end] + _LEFT_OUT.format(len(text) - room) + text[-end:]
 
 
 def shown(value: Any) -> str:

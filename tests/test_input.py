@@ -444,6 +444,18 @@ def test_control_characters_are_shown_as_json_writes_them() -> None:
     assert json.loads(terminal.visible(json.dumps(HOSTILE, ensure_ascii=False))) == HOSTILE
 
 
+def test_what_is_cut_is_as_short_as_was_asked() -> None:
+    text = "begin" + "x" * 20_000 + "end"
+    for most in (1, 35, 39, 40, 64, 200, 500, len(text) - 1):
+        found = terminal.cut(text, most)
+        assert len(found) <= most and found.startswith(text[: min(most, 5)]), most
+    assert terminal.cut(text, 200).endswith("xend") and len(terminal.cut(text, 200)) >= 199
+    left = int(terminal.cut(text, 200).split(" ... (")[1].split(" ")[0].replace(",", ""))
+    middle = f" ... ({left:,} characters more) ... "
+    assert left + len(terminal.cut(text, 200)) - len(middle) == len(text)
+    assert terminal.cut("x" * 200, 200) == "x" * 200
+
+
 def test_lines_of_a_run_show_no_control_characters() -> None:
     row = {"axes": {"regime.kind": HOSTILE}, "seed": 0, "phase": "fit"}
     plain = io.StringIO()

@@ -19,7 +19,7 @@ from wandb_endpoint import PROJECT, Recorder, endpoint
 
 from harness.records import Record
 from harness.tracking import ChainView, GenerationView, run_id
-from harness.tracking.runs import _lineage, flat
+from harness.tracking.runs import _lineage, flat, short_tag, write_chain
 from harness.tracking.staging import staged
 
 pytestmark = pytest.mark.slow
@@ -199,6 +199,25 @@ def test_a_lineage_is_only_pointed_at(tmp_path: Path) -> None:
     assert found.metadata["generations"] == [
         {"generation": 0, "fit": "f0", "corpus": "c0", "evaluation": "e0"}
     ]
+
+
+def test_names_of_any_length_are_tags_of_their_own(tmp_path: Path) -> None:
+    """W&B's own SDK takes no tag of more than 64 characters."""
+    begin = "small/accumulate_subsample/learning rate 0.0003/temperature 0.9/"
+    names = [begin[:63] + "é", begin + "n 1000", begin + "n 2000"]
+    generations = [GenerationView(Record(0, 0, "ok", "f0", "c0", "e0", {"test/nll": 1.0}), (), ())]
+    views = [
+        ChainView("x", f"abc{number}", "p", None, {}, generations, tags=(name, "seed 0"))
+        for number, name in enumerate(names)
+    ]
+    with staged(tmp_path):
+        for view in views:
+            write_chain(view, tmp_path)
+    short = [short_tag(name) for name in names]
+    assert [len(tag) for tag in short] == [64, 64, 64] and len(set(short)) == 3 and short[0] == names[0]
+    for view, tag in zip(views, short, strict=True):
+        (file,) = tmp_path.rglob(f"*{run_id('x', view.chain)}.wandb")
+        assert tag.encode() in file.read_bytes()
 
 
 def test_a_configuration_is_flat() -> None:

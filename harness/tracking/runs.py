@@ -20,7 +20,6 @@ from typing import Any
 from harness.errors import DamagedError, HarnessError, InputError
 from harness.files import read_json, write_json
 from harness.records import GenerationView
-from harness.terminal import cut
 from harness.tracking.login import unreachable
 from harness.tracking.staging import media_in
 
@@ -280,6 +279,14 @@ def flat(config: Mapping[str, Any], before: str = "") -> dict[str, Any]:
     return found
 
 
+def short_tag(tag: str) -> str:
+    """A tag as W&B takes it: one that is too long is cut, and ends in a hash, so that no two become one."""
+    if len(tag) <= LONGEST_TAG:
+        return tag
+    end = "~" + hashlib.sha256(tag.encode("utf-8", "surrogatepass")).hexdigest()[:8]
+    return tag[: LONGEST_TAG - len(end)] + end
+
+
 def _lineage(view: ChainView) -> Any:
     """A chain's generations as an artifact that says where they lie; nothing of them is copied or read."""
     import wandb
@@ -315,7 +322,7 @@ def _write_run(view: ChainView, folder: Path, first: int, entity: str | None, on
         reinit="create_new",
         id=run_id(view.experiment, view.chain),
         name=view.name or view.chain,
-        tags=[cut(tag, LONGEST_TAG) for tag in view.tags],
+        tags=[short_tag(tag) for tag in view.tags],
         group=view.experiment,
         job_type=view.kind,
         project=view.project,

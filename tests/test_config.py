@@ -562,6 +562,19 @@ def test_a_part_of_a_range_may_be_assigned(make_config: Make) -> None:
         assert str(caught.value).startswith("--set: ") and said in str(caught.value)
 
 
+@pytest.mark.parametrize("grid", [[1], 5, 0, []])
+def test_what_is_no_grid_is_told_where_it_is(make_config: Make, grid: Any) -> None:
+    path = make_config(TEXT)
+    whole = path.read_text()
+    for number, assignments in enumerate([(), ("grid.seed=[0, 1]",), (f"grid={grid}", "grid.seed=[0, 1]")]):
+        given = "" if number == 2 else f"grid: {grid}\n"
+        path.write_text(given + whole)
+        with pytest.raises(ConfigError) as caught:
+            study(path, *assignments)
+        where = f"{path}:1" if given else "--set"
+        assert str(caught.value) == f"{where}: grid: found {grid}, expected fields with lists of values"
+
+
 def test_what_a_study_needs_is_told_with_an_example(make_config: Make) -> None:
     for name in ("experiment", "data", "learner"):
         whole = merged(TEXT, {"learner.model": {"preset": "tiny"}})

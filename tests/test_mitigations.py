@@ -50,6 +50,46 @@ def test_every_mitigation_is_a_cell_of_its_own(make_config: Make, tmp_path: Path
             assert [chain.key for chain in single.bundles] == mine
 
 
+@pytest.mark.parametrize(
+    ("assignment", "name", "settings"),
+    [
+        ("mitigations.keep.regime.synthetic_ratio=0.5", "keep", {"regime.synthetic_ratio": 0.5}),
+        ("mitigations.none.data.num_examples=9", "none", {"data.num_examples": 9}),
+        (
+            "mitigations.all.regime.kind=accumulate_subsample",
+            "all",
+            {"regime": {"kind": "accumulate_subsample"}},
+        ),
+        ("mitigations.v1.2.regime.synthetic_ratio=0.5", "v1.2", {"regime.synthetic_ratio": 0.5}),
+        ("mitigations.v1.2={data.num_examples: 9}", "v1.2", {"data.num_examples": 9}),
+        ("mitigations.v1.data.num_examples=9", "v1", {"filters": [], "data.num_examples": 9}),
+        ("mitigations.new.data.num_examples=9", "new", {"data.num_examples": 9}),
+    ],
+)
+def test_one_setting_of_a_mitigation_may_be_assigned(
+    make_config: Make, assignment: str, name: str, settings: dict[str, Any]
+) -> None:
+    """The others stay, and names with dots are known: all is as if the file had said so."""
+    named = {**FOUR, "v1": {"filters": []}, "v1.2": {"regime.synthetic_ratio": 0.8}}
+    regime = {"kind": "replace", "synthetic_ratio": 0.75, "real_part": "fixed"}
+    config = make_config(GAUSSIAN, mitigations=named, regime=regime)
+    written = make_config(GAUSSIAN, "written.yaml", mitigations={**named, name: settings}, regime=regime)
+    assert study(config, assignment).cells == study(written).cells != study(config).cells
+
+
+def test_an_assigned_setting_is_checked_as_one_of_the_file(make_config: Make) -> None:
+    mitigations = {"keep": {"filters": []}}
+    config = make_config(GAUSSIAN, mitigations=mitigations, regime={"kind": "accumulate"})
+    for assignment, said in (
+        ("keep.regime.synthetic_ratio=0.5", "regime: accumulate does not use synthetic_ratio"),
+        ("keep.regime.ratio=0.5", "mitigations.keep.regime.ratio: unknown field 'regime.ratio'"),
+        ("keep.filters.0.n=3", "mitigations.keep.filters.0.n: 0 would be a place in a list"),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            study(config, f"mitigations.{assignment}")
+        assert said in str(caught.value) and str(caught.value).startswith("--set: "), str(caught.value)
+
+
 def test_part_of_the_mitigations_and_other_axes(make_config: Make) -> None:
     grid = {"data.num_examples": [20, 40], "mitigation": ["keep", "none"]}
     config = make_config(GAUSSIAN, mitigations=FOUR, grid=grid)

@@ -17,6 +17,8 @@ from conftest import TEXT, merged
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from harness.config.grid import expand
+from harness.config.load import load_file
 from harness.config.schema import Population, Regime
 from harness.errors import InputError
 from harness.inspection.examples import ExampleRows
@@ -58,6 +60,35 @@ def written(folder: Path, config: dict[str, Any], name: str = "config.yaml") -> 
     path = folder / name
     path.write_text(yaml.safe_dump(config, sort_keys=False))
     return path
+
+
+@pytest.mark.parametrize(
+    ("assignment", "name", "member"),
+    [
+        ("c.set.regime.synthetic_ratio=0.25", "c", {"set": {"regime.synthetic_ratio": 0.25}, "retires": 3}),
+        ("a.set.regime.synthetic_ratio=0.25", "a", {"set": {"regime.synthetic_ratio": 0.25}}),
+        ("b.2.set.regime.synthetic_ratio=0.25", "b.2", {"set": {"regime.synthetic_ratio": 0.25}}),
+        ("b.2.arrives=1", "b.2", {"arrives": 1}),
+        (
+            "b.set={regime.synthetic_ratio: 0.25}",
+            "b",
+            {"set": {"regime.synthetic_ratio": 0.25}, "arrives": 1},
+        ),
+    ],
+)
+def test_one_setting_of_a_member_may_be_assigned(
+    tmp_path: Path, assignment: str, name: str, member: dict[str, Any]
+) -> None:
+    """As if the file had said so, names with dots too."""
+    named = {**MIXED["members"], "b.2": {}}  # type: ignore[dict-item]
+    regime = {"kind": "replace", "synthetic_ratio": 0.75, "real_part": "fixed"}
+
+    def cells(members: dict[str, Any], *assignments: str) -> Any:
+        population = {"members": members, "exchange": "pool"}
+        path = written(tmp_path, {**BASE, "regime": regime, "population": population})
+        return expand(load_file(path, assignments)).cells
+
+    assert cells(named, f"population.members.{assignment}") == cells({**named, name: member})
 
 
 # --- who reads how much of whom -----------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
-from harness.config.source import Source, get, with_values, within
+from harness.config.source import AXES, Source, get, with_values, within
 from harness.errors import ConfigError
 from harness.terminal import nearest, shown
 
@@ -291,7 +291,7 @@ def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
     if grid is None:
         return {}
     if not isinstance(grid, Mapping):
-        raise source.error("grid", f"found {shown(grid)}, expected fields with lists of values")
+        raise source.error("grid", f"found {shown(grid)}, {AXES}")
     axes = {str(name): _axis_values(source, str(name), values) for name, values in grid.items()}
     for name in axes:
         if name == AXIS:

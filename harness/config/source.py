@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from harness.config.track import Entered
 
 _MISSING = object()
+AXES = "expected fields with lists of values"
+"""What a grid has to be."""
+SETTINGS = {"mitigations": "", "population.members": "set"}
+"""Sections of names whose settings are dotted fields, each of them one name in the file, and the field of a
+name that holds them; empty where the name does."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +75,8 @@ class Source:
         found = [place for field, place in places.items() if f"{path}.".startswith(f"{field}.")]
         if path not in self.lines:  # the values of its fields alone may be there
             found += [place for field, place in places.items() if field.startswith(f"{path}.")]
+        # a field that the message names, where it is --set that gives it
+        found += [at for field, at in places.items() if self.is_set(at) and _names(message, path, field)]
         at = self.problem([*found, path][0], message)
         return InputProblem(at.where, at.line, path, message)
 
@@ -104,15 +111,16 @@ def read_source(path: Path, assignments: Sequence[str] = ()) -> Source:
     """
     name = str(path)
     data, lines = parse(_text(path), name)
-    set_paths = []
+    set_paths: list[str] = []
     for assignment in assignments:
         dotted, separator, value = assignment.partition("=")
         if not separator or not all(dotted.split(".")) or dotted.count(".") >= MAX_DEPTH:
             raise ConfigError(
                 [InputProblem("--set", None, "", f"found {shown(assignment)}, expected a.b=value")]
             )
+        so_far = Source(name, data, lines, frozenset(set_paths))
         try:
-            dotted = _assign(data, dotted, _value(dotted, value))
+            dotted = _assign(so_far, dotted, _value(dotted, value))
         except TypeError as error:
             raise ConfigError([InputProblem("--set", None, dotted, str(error))]) from None
         set_paths.append(dotted)
@@ -147,19 +155,28 @@ def _text(path: Path) -> str:
         raise ConfigError([InputProblem(str(path), None, "", f"cannot be read: {reason}")]) from None
 
 
-def _assign(data: dict[str, Any], dotted: str, value: Any) -> str:
-    """Apply one ``--set``.
+def _assign(source: Source, dotted: str, value: Any) -> str:
+    """Apply one ``--set`` to a file with those before it.
 
     ``grid.a.b`` is the axis named a.b, and a field that is an axis is pinned to the value.
     ``grid.seed.count`` changes a range that is given as ``{from: 0, count: 3}``.
+    ``mitigations.NAME.a.b`` is the setting a.b of a mitigation, and so are those of a population's members.
 
     Returns:
         The dotted path of what it has changed: for a part of a range that of the axis.
+
+    Raises:
+        ConfigError: What is there already is no grid.
+        TypeError: It cannot be assigned.
     """
+    data = source.data
     if dotted.startswith("grid."):
-        grid, axis = data.get("grid") or {}, dotted.removeprefix("grid.")
+        grid, axis = data.get("grid"), dotted.removeprefix("grid.")
+        grid = {} if grid is None else grid
+        if not isinstance(grid, dict):
+            raise source.error("grid", f"found {shown(grid)}, {AXES}")
         whole, _, part = axis.rpartition(".")
-        if part in ("from", "count") and isinstance(grid, dict) and isinstance(grid.get(whole), dict):
+        if part in ("from", "count") and isinstance(grid.get(whole), dict):
             axis, value = whole, {**grid[whole], part: value}
         data["grid"] = {**grid, axis: value}
         return f"grid.{axis}"
@@ -178,8 +195,38 @@ def _assign(data: dict[str, Any], dotted: str, value: Any) -> str:
         # Members and mitigations may have numbers as names.
         if part.isdigit() and (before in LISTS or isinstance(get(data, whole), list)):
             raise TypeError(f"{part} would be a place in a list, which is given whole; set {whole} instead")
-    put(data, dotted, value)
+    _put(data, _keys(data, dotted), value)
     return dotted
+
+
+def _keys(data: Mapping[str, Any], dotted: str) -> list[str]:
+    """The names of the sections on the way to a field, and its own.
+
+    Names of mitigations and members may hold dots, as their settings do: the longest one that is there
+    already is meant, else what stands before the first dot. A setting that is a section already has fields
+    of its own.
+    """
+    section = next((name for name in SETTINGS if dotted.startswith(f"{name}.")), None)
+    if section is None:
+        return dotted.split(".")
+    keys, field = section.split("."), dotted.removeprefix(f"{section}.")
+    name = _longest(get(data, section), field) or field.partition(".")[0]
+    keys, field = [*keys, name], field[len(name) + 1 :]
+    if inner := SETTINGS[section]:
+        if not field.startswith(f"{inner}."):  # a field of the member itself, or all settings of it
+            return [*keys, *(field.split(".") if field else ())]
+        keys, field = [*keys, inner], field.removeprefix(f"{inner}.")
+    settings = _at(data, keys)
+    known = _longest(settings, field)
+    if known and known != field and isinstance(settings[known], Mapping):
+        return [*keys, known, *field[len(known) + 1 :].split(".")]
+    return [*keys, field] if field else keys
+
+
+def _longest(names: Any, dotted: str) -> str:
+    """The longest name of a section that a dotted path begins with; empty where none does."""
+    known = names if isinstance(names, Mapping) else ()
+    return max((name for name in known if f"{dotted}.".startswith(f"{name}.")), key=len, default="")
 
 
 def parse(text: str, name: str) -> tuple[dict[str, Any], dict[str, int]]:
@@ -231,7 +278,11 @@ def split_field(message: str) -> tuple[str, str]:
 
 def get(data: Any, dotted: str) -> Any:
     """The value at a dotted path; None where it is absent."""
-    for part in dotted.split("."):
+    return _at(data, dotted.split("."))
+
+
+def _at(data: Any, keys: Iterable[str]) -> Any:
+    for part in keys:
         data = data.get(part, _MISSING) if isinstance(data, Mapping) else _MISSING
     return None if data is _MISSING else data
 
@@ -256,7 +307,11 @@ def put(data: dict[str, Any], dotted: str, value: Any) -> None:
     Raises:
         TypeError: Something on the way is not a section.
     """
-    *sections, last = dotted.split(".")
+    _put(data, dotted.split("."), value)
+
+
+def _put(data: dict[str, Any], keys: Sequence[str], value: Any) -> None:
+    *sections, last = keys
     for index, part in enumerate(sections):
         inner = data.setdefault(part, {})
         if inner is None:

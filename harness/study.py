@@ -478,10 +478,8 @@ def commit_data(prepared: Prepared, store: Store, stopped: Callable[[], bool] = 
     for other, blocks in prepared.others:
         if not store.sound("data", key_of(other)):
             items[key_of(other)] = partial(write_other, blocks=blocks), other
-    base = prepared.study.base
-    there = commit_once(
-        store, "data", items, {"experiment": base.experiment, "data": True}, base.resources.lease_s, stopped
-    )
+    about = {"experiment": prepared.study.base.experiment, "data": True}
+    there = commit_once(store, "data", items, about, prepared.study.lease_s, stopped)
     if there:
         prepared.notes.write()
     return there

@@ -16,17 +16,22 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import psutil
 import pytest
 import yaml
-from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, Quiet, harness
 from processes import await_event, events, gone, once, ranks_of, result, start, tagged, wait_for
 
 from harness.compiler import PLACE, UNFINISHED
 from harness.coordinator.failures import Budget, classify, store_trouble
 from harness.coordinator.processes import clear_stale_locks, reap, this_process
 from harness.errors import DamagedError, DataError, LearnerError, StoreError, StoreVersionError
+from harness.inventory import Inventory
+from harness.stop import Stop
+from harness.store import Experiment, Store
+from harness.study import commit_data, open_study
 
 pytestmark = pytest.mark.ray
 
@@ -302,6 +307,38 @@ def test_preemptions_and_failures_have_budgets_of_their_own() -> None:
         and budget.attempt("b") == 2
         and not budget.again("b", "input", limits)
     )
+
+
+def test_an_override_gives_cells_their_grace_and_leases(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever cell is the first: a run has one grace period, and its owners one time for all leases."""
+    from harness.coordinator import coordinator, session
+    from harness.coordinator.scheduler import Capacity, Shape, Start
+
+    more = {"when": {"data.num_examples": 40}, "set": {"resources.grace_s": 120, "resources.lease_s": 90}}
+    config = make_config(
+        GAUSSIAN, grid={"data.num_examples": [20, 40]}, overrides=[more], resources={"bundled": False}
+    )
+    prepared, scratch = open_study(config, (), Store.read(tmp_path / "root"))
+    with scratch:
+        store = Store.open(tmp_path / "root")
+        commit_data(prepared, store)
+        with session._leases(store, prepared.study) as leases:
+            assert leases.owner is not None and leases.owner.lease_s == 90
+            experiment, found, stop = Experiment(store.root, "normal"), (Capacity(1, 0),), Stop()
+            experiment.begin({}, [])
+            run = coordinator.Coordinator(
+                Inventory(prepared, store), experiment, leases, found, Quiet(), Mock(), stop
+            )
+            monkeypatch.setattr(coordinator, "GangHandle", Mock())
+            number = run._start_gang(Start(Shape(1, 1, 0), "a branch"))
+            assert coordinator.GangHandle.call_args.args[-1] == 90  # type: ignore[attr-defined]
+            run.running[number], stop.at_once = Mock(), True
+            monkeypatch.setattr(run, "experiment", Mock())
+            run._drain()
+            (saving,) = run.gangs[number].stop.call_args.args  # type: ignore[attr-defined]
+            assert saving == pytest.approx(120 * (1 - coordinator.TEARDOWN_SHARE))
 
 
 # --- nodes, head, driver ------------------------------------------------------------------------------------

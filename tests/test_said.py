@@ -398,6 +398,32 @@ def test_chains_of_a_worker_that_died_are_failed(
     assert [name for name, _ in run._summary(1.0, "").failures] == called, "as status calls them"
 
 
+@pytest.mark.slow
+def test_chains_of_a_bundle_fail_as_often_as_their_cells_may(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One task holds all of them; an override says of one cell how often."""
+    rare = {"when": {"regime.synthetic_ratio": 0.5}, "set": {"resources.max_failures": 1}}
+    grid = {"regime.synthetic_ratio": [1.0, 0.5]}
+    bundled = {"resources.bundled": True, "resources.max_failures": 0}
+    config, root = make_config(GAUSSIAN, grid=grid, overrides=[rare], **bundled), tmp_path / "root"
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        store, experiment = Store.open(root), Experiment(root, "normal")
+        commit_data(prepared, store)
+        experiment.begin({}, [])
+        run = BundleRun(prepared, store, experiment, Mock(), Quiet(), Stop())
+        monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.WorkerCrashedError()))
+        monkeypatch.setattr(run, "_close", Mock())
+        once, twice = (chain.key for chain in prepared.bundles)
+        run._finish(None, BundleTask(tuple(run.ready)))
+        assert list(run.failed) == [once]
+        (again,) = run.again
+        assert [chain.key for chain in again.chains] == [twice] and again.attempt == 2
+        run._finish(None, again)
+        assert list(run.failed) == [once, twice] and len(run.again) == 1
+
+
 def test_a_watched_status_ends_when_nothing_is_left(make_config: Make, tmp_path: Path) -> None:
     config, root = make_config(GAUSSIAN, generations=1, resources={"bundled": False}), tmp_path / "root"
     command = [sys.executable, "-m", "harness", "status", str(config), "--root", str(root), "--watch", "1"]

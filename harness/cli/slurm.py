@@ -48,7 +48,7 @@ def _work(prepared: Prepared, store: Store, options: Options) -> Work:
     shapes = {shape_of(config, options.gpus > 0) for config in configs}
     gangs = {GangNeed(shape.ranks, shape.cpus, shape.gpus) for shape in shapes}
     longest = max(config.resources.checkpoint_s for config in configs)
-    grace = max(config.resources.grace_s for config in configs)
+    grace = prepared.study.grace_s
     work = Work(gangs, 0.0, longest, grace, 0)
     machine = Capacity(cpus_per_node(work, options), options.gpus)
     if problems := problems_of_gangs(work, options):

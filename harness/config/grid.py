@@ -75,6 +75,16 @@ class Study:
     generations_is_axis: bool
     source: Source
 
+    @property
+    def lease_s(self) -> float:
+        """Seconds without a sign of life after which others take over: the most that any cell asks for."""
+        return max(cell.config.resources.lease_s for cell in self.cells)
+
+    @property
+    def grace_s(self) -> float:
+        """Seconds that a run has to save its work and end: the most that any cell asks for."""
+        return max(cell.config.resources.grace_s for cell in self.cells)
+
 
 def expand(source: Source, held: Callable[[str], bool] = lambda name: False) -> Study:
     """Expand a configuration file into its cells and seeds.

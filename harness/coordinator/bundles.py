@@ -295,19 +295,16 @@ class BundleRun:
                     f"{trouble} ({reason}); nothing that was committed is lost: make room, and run the "
                     "command again"
                 ) from None
-            again = task.attempt <= self.prepared.study.base.resources.max_failures
-            self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=again)
+            alone = [replace(part, units=(unit,)) for part in task.slices for unit in part.units]
+            again = [part for part in alone if task.attempt <= self._failures_of(part)]
+            self.experiment.event("bundle_failed", reason=reason, attempt=task.attempt, again=bool(again))
             what = f"a bundle of {counted(len(task.chains), 'chain')} failed"
             self.display.line(f"{what}{', trying again' if again else ''}: {reason}")
-            if again:
-                for part in task.slices:
-                    for unit in part.units:
-                        self._open[part.key] += 1
-                        self.again.append(
-                            BundleTask((replace(part, units=(unit,)),), task.attempt + 1, task.commit)
-                        )
-            else:
-                self._fail({chain.key: reason for chain in task.chains})
+            for part in again:
+                self._open[part.key] += 1
+                self.again.append(BundleTask((part,), task.attempt + 1, task.commit))
+            over = [part for part in alone if task.attempt > self._failures_of(part)]
+            self._fail({chain.key: reason for part in over for chain in part.chains})
         else:
             self._fail(found.failed)
             self.computed += sum(
@@ -321,6 +318,11 @@ class BundleRun:
             )
         for part in task.slices:
             self._close(part.key)
+
+    def _failures_of(self, part: Slice) -> int:
+        """How often a slice may fail and be tried again: as often as any of its cells allows."""
+        cells = self.prepared.study.cells
+        return max(cells[chain.cell].config.resources.max_failures for chain in part.chains)
 
     def _fail(self, failed: Mapping[str, str]) -> None:
         """Give chains up, by key, and write down why."""

@@ -87,7 +87,7 @@ class Coordinator:
         self.machines, self.display, self.on_chain, self.stop = found, display, on_chain, stop
         self._lost: set[str] = set()
         self.id = leases.owner.id
-        self.lineage, self.resources = prepared.lineage, prepared.study.base.resources
+        self.lineage, self.study = prepared.lineage, prepared.study
         self.budget = Budget()
         shapes = shapes_of(prepared, found)
         self.branches = {branch.id: branch for branch in cut(self.lineage)}
@@ -228,9 +228,7 @@ class Coordinator:
         number = len(self._owners) + 1
         owner = f"{self.id}-gang-{number}"
         self._owners.append(owner)
-        self.gangs[number] = GangHandle(
-            number, action.shape, self.experiment.logs, owner, self.resources.lease_s
-        )
+        self.gangs[number] = GangHandle(number, action.shape, self.experiment.logs, owner, self.study.lease_s)
         return number
 
     def _begin(self, number: int, branch: Branch) -> None:
@@ -417,7 +415,7 @@ class Coordinator:
 
     def _drain(self) -> None:
         """Ask every gang to save what it has, and wait for it as long as the grace period allows."""
-        grace = self.resources.grace_s * (1 - TEARDOWN_SHARE)
+        grace = self.study.grace_s * (1 - TEARDOWN_SHARE)
         deadline = time.monotonic() + grace
         for number in self.running:
             self.gangs[number].stop(grace)

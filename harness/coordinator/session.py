@@ -17,7 +17,8 @@ from typing import Any
 
 from harness import terminal
 from harness.config.asking import planning
-from harness.config.schema import Config, Tracking
+from harness.config.grid import Study
+from harness.config.schema import Tracking
 from harness.config.source import Source
 from harness.coordinator.bundles import BundleRun
 from harness.coordinator.cluster import RayPlace, connected
@@ -184,7 +185,7 @@ def run_study(
         if not commit_data(prepared, store, stop.is_set):
             raise GangError("stopped while another run wrote the data of this study")
         others = experiment.begin(source.data, describe_chains(prepared))
-        with _leases(store, base) as leases, contextlib.closing(make_display()) as display:
+        with _leases(store, prepared.study) as leases, contextlib.closing(make_display()) as display:
             for line in _told(experiment, others, base.tracking):
                 display.line(line)
             mirror = Mirror(open_trackers(base.tracking, experiment.path), leases)
@@ -235,8 +236,8 @@ def _tell(mirror: Mirror, views: Views, item: Mirrored, means: bool = False) -> 
         mirror.errors.append(f"{item.id}: {error}; set aside: run the command again to make and send it")
 
 
-def _leases(store: Store, config: Config) -> AbstractContextManager[Leases]:
-    return own_leases(store.root, config.resources.lease_s, {"experiment": config.experiment})
+def _leases(store: Store, study: Study) -> AbstractContextManager[Leases]:
+    return own_leases(store.root, study.lease_s, {"experiment": study.base.experiment})
 
 
 def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSummary, list[str]]:
@@ -244,7 +245,7 @@ def _only_read(prepared: Prepared, store: Store, source: Source) -> tuple[RunSum
     experiment = Experiment(store.root, prepared.study.base.experiment)
     commit_data(prepared, store)  # where somebody has removed it: other studies go on from it
     others = experiment.begin(source.data, describe_chains(prepared))
-    with _leases(store, prepared.study.base) as leases:
+    with _leases(store, prepared.study) as leases:
         mirror = Mirror(open_trackers(prepared.study.base.tracking, experiment.path), leases)
         if mirror.active:
             views = Views(prepared, store)

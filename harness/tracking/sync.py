@@ -219,11 +219,9 @@ class _Pass:
 
     @contextlib.contextmanager
     def _leases(self) -> Iterator[Leases]:
-        base = self.prepared.study.base
+        study = self.prepared.study
         root = Store.open(self.store.root).root
-        with own_leases(
-            root, base.resources.lease_s, {"experiment": base.experiment, "sync": True}
-        ) as leases:
+        with own_leases(root, study.lease_s, {"experiment": study.base.experiment, "sync": True}) as leases:
             yield leases
 
     def _due(self, tracker: Tracker) -> list[Mirrored]:

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -363,6 +364,9 @@ def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
             address = process.stdout.readline().strip()
             with urllib.request.urlopen(f"{address}small.csv", timeout=30) as answer:
                 assert answer.read() == (site / "small.csv").read_bytes()
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=30) == 0, "this is how it ends"
+            assert process.stderr is not None and "interrupted" not in process.stderr.read()
         finally:
             process.terminate()
 

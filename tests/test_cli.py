@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from chains import open_prepared, run_all
-from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
+from conftest import GAUSSIAN, ROOT, TEXT, Make, harness, within
 
 from harness.board.texts import samples_of
 from harness.cli.app import signals
@@ -343,6 +343,19 @@ def test_a_root_that_is_another_folder(make_config: Make, tmp_path: Path) -> Non
             assert done.returncode == 2 and f"nothing has been run yet at --root {root}; " in done.stderr
     assert harness("status", config, "--root", empty).returncode == 0
     assert [path.name for path in other.iterdir()] == ["letter.txt"] and not any(empty.iterdir())
+
+
+@pytest.mark.parametrize("command", ["plan", "report", "export", "status"])
+def test_an_interrupted_command_says_so(
+    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """Ctrl-C while it reads its study."""
+    config = make_config(GAUSSIAN)
+    Store.open(tmp_path / "root")
+    monkeypatch.setattr("harness.config.load.read_source", lambda *_: signal.raise_signal(signal.SIGINT))
+    done = within([sys.executable, "-m", "harness", command, str(config), "--root", str(tmp_path / "root")])
+    assert (done.returncode, done.stdout) == (75, "")
+    assert done.stderr == "interrupted; nothing committed is lost, run the same command again\n"
 
 
 def test_an_internal_error_is_one_line(tmp_path: Path) -> None:

@@ -21,6 +21,9 @@ from harness.cli import board, discover, grid, machine, reference, results, slur
 from harness.cli.app import EXIT_FAILED, EXIT_INPUT, EXIT_STOPPED, app
 from harness.errors import HarnessError, InputError
 
+INTERRUPTED = 130
+"""The code with which typer ends where Ctrl-C interrupts a command; no command ends with it by itself."""
+
 
 def _unwrap(group: Typer) -> None:
     """Give commands' texts to who shows them without the line breaks of the source.
@@ -43,7 +46,7 @@ def main() -> None:
     terminal.open_streams()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     try:
-        app(prog_name="harness")  # of ``python -m harness`` too: shells complete what is called so
+        _command()
     except InputError as error:
         details = f" (details: {_details()})" if _is_code(error.__cause__) else ""
         terminal.show(f"error: {error}{details}", sys.stderr)
@@ -76,6 +79,16 @@ def main() -> None:
         raise SystemExit(EXIT_INPUT) from None
     except Exception as error:
         _defect(error)
+
+
+def _command() -> None:
+    """Do what the command line asks for; Ctrl-C, which typer makes an exit code of, stays what it is."""
+    try:
+        app(prog_name="harness")  # of ``python -m harness`` too: shells complete what is called so
+    except SystemExit as end:
+        if end.code == INTERRUPTED:
+            raise KeyboardInterrupt from None
+        raise
 
 
 def _extra_with(module: str) -> str:

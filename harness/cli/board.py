@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import tempfile
 from pathlib import Path
@@ -174,5 +175,5 @@ def serve(
     except OSError as error:
         raise InputError(f"--port: {port} cannot be used: {error.strerror}") from None
     terminal.show(f"http://127.0.0.1:{server.server_port}/")
-    with server:
+    with server, contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()

@@ -174,6 +174,8 @@ def test_what_sbatch_reads_from_the_environment_counts_least(
         ),
         ("environment: {'A B': 1}\n", "site.yaml:1: environment: found the name 'A B'"),
         ('setup: ["a\\nb"]\n', "site.yaml:1: setup: give a list of single lines"),
+        ("partition: a\nnodes: 2\n'partition': b\n", "site.yaml:3: partition: is given twice"),
+        ("environment:\n  A: 1\n  A: 1\n", "site.yaml:3: environment.A: is given twice"),
         ("mail_type: END\n", "mail_type: needs mail_user"),
         ("gpus_per_node: many\n", "gpus_per_node: found 'many', allowed: a number, or TYPE:NUMBER"),
         ("python: python3\n", "python: found 'python3', allowed: an absolute path"),

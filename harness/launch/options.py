@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from harness.config.reading import join
 from harness.errors import ConfigError, InputError, InputProblem, reason_of
 from harness.section import PositiveInt
 from harness.terminal import shown
@@ -230,12 +231,16 @@ def read_site(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         # As text: YAML itself would read 4:00:00 as a number to the base of 60.
-        found = _nulls(yaml.load(path.read_text(encoding="utf-8"), Loader=yaml.BaseLoader))  # noqa: S506
+        text = path.read_text(encoding="utf-8")
+        found = _nulls(yaml.load(text, Loader=yaml.BaseLoader))  # noqa: S506
+        twice = list(_given_twice(yaml.compose(text, Loader=yaml.BaseLoader)))
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         mark = getattr(error, "problem_mark", None)
         line = mark.line + 1 if mark is not None else None
         reason = getattr(error, "problem", None) or reason_of(error)
         raise ConfigError([InputProblem(str(path), line, "", f"is not YAML: {reason}")]) from None
+    if twice:
+        raise ConfigError([InputProblem(str(path), line, name, "is given twice") for name, line in twice])
     found = {} if found is None else found
     if not isinstance(found, dict):
         raise ConfigError(
@@ -246,6 +251,17 @@ def read_site(path: Path | None) -> dict[str, Any]:
         {name: (str(path), _line_of(path, name)) for name in map(str, found)},
     )
     return found
+
+
+def _given_twice(node: yaml.Node | None, path: str = "") -> Iterator[tuple[str, int]]:
+    """Keys that a mapping has had before, of which YAML itself takes the last: dotted, with their lines."""
+    seen = set[str]()
+    for key, value in node.value if isinstance(node, yaml.MappingNode) else ():
+        name = join(path, str(key.value))
+        if name in seen:
+            yield name, key.start_mark.line + 1
+        seen.add(name)
+        yield from _given_twice(value, name)
 
 
 def _nulls(value: Any) -> Any:

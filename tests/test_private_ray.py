@@ -81,6 +81,26 @@ def test_nobody_else_reaches_a_private_ray(private: Any, make_config: Make, tmp_
 
 
 @pytest.mark.ray
+def test_a_token_that_is_missing_is_asked_for(make_config: Make, tmp_path: Path) -> None:
+    """Ray looks for it before it speaks with anybody."""
+    place = tmp_path / "token"
+    config, said = (
+        make_config(GAUSSIAN),
+        "(there is no token: set RAY_AUTH_TOKEN_PATH to the file with its token, ",
+    )
+    with socket.create_server(("127.0.0.1", 0)) as somebody:
+        address = f"127.0.0.1:{somebody.getsockname()[1]}"
+        for asked in ({"RAY_AUTH_TOKEN_PATH": ""}, {"RAY_AUTH_TOKEN_PATH": str(place)}):
+            done = harness(
+                "run", config, "--root", tmp_path / "root", "--address", address,
+                HOME=str(tmp_path), RAY_AUTH_MODE="token", RAY_AUTH_TOKEN="", **asked,
+            )  # fmt: skip
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 1, done.stderr
+            assert done.stderr.startswith(f"error: --address {address}: ") and said in done.stderr
+    assert not (tmp_path / "root").exists()
+
+
+@pytest.mark.ray
 def test_rays_agent_for_environments_comes_when_wanted(private: Any) -> None:
     """As under ``uv run``; until then, and in place of the dashboard's, a process without Ray is there."""
     process, _ = private

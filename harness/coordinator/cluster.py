@@ -183,6 +183,9 @@ def connected(
 _COMMON: dict[str, Any] = dict(log_to_driver=False, logging_level=logging.ERROR, configure_logging=True)
 
 
+_TOKEN_WANTED = "set RAY_AUTH_TOKEN_PATH to the file with its token, and RAY_AUTH_MODE=token"
+
+
 @contextlib.contextmanager
 def _joined(place: RayPlace, address: str) -> Iterator[None]:
     """Join the Ray at an address; what its libraries write about a failure becomes one message."""
@@ -194,14 +197,13 @@ def _joined(place: RayPlace, address: str) -> Iterator[None]:
         with environment(**token, **loopback, **tries), _captured_stderr() as said:
             try:
                 ray.init(address=address, **_COMMON)
-            except (OSError, RuntimeError, ValueError) as error:
+            except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 reason = str(error)
                 if "InvalidAuthToken" in said():
-                    reason = (
-                        "it wants another token: set RAY_AUTH_TOKEN_PATH to the file with its token, and "
-                        "RAY_AUTH_MODE=token"
-                    )
+                    reason = f"it wants another token: {_TOKEN_WANTED}"
                     continue
+                if isinstance(error, ray.exceptions.AuthenticationError):  # before it speaks with any Ray
+                    reason = f"there is no token: {_TOKEN_WANTED}"
                 break
         with environment(**token, **loopback):
             yield

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,18 @@ import pytest
 from chains import run_all
 from conftest import GAUSSIAN, Make
 
+from harness.components import TRACKERS
+from harness.config.schema import Tracking
 from harness.errors import InputError
+from harness.records import GenerationView, Record
+from harness.registry.gathering import Loaded
+from harness.registry.plugins import TrackerPlugin
 from harness.stop import Stop
 from harness.store import Experiment, Store
 from harness.study import Prepared, open_study
+from harness.tracking import ChainView, others
 from harness.tracking.mlflow import TAG, parameters, where
+from harness.tracking.others import WholeChains
 from harness.tracking.sync import sync
 from harness.tracking.tracker import open_trackers
 from harness.tracking.views import Views, of_chain
@@ -164,6 +172,33 @@ def test_wandb_has_a_field_of_its_own(make_config: Make, tmp_path: Path) -> None
     own = r"which has a field of its own \(tracking.wandb: offline, online, disabled\)$"
     with pytest.raises(InputError, match=f"tracking.trackers: found 'wandb', {own}"):
         open_study(config, (), Store.read(tmp_path / "root"))
+
+
+@pytest.mark.parametrize(
+    "note", [["e0"], {"evaluations": ["e0"]}, {"where": "here"}, [], 5, None, "not JSON"]
+)
+@pytest.mark.parametrize("place", ["", "its:where"])
+def test_a_note_of_another_form_says_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, note: Any, place: str
+) -> None:
+    """As of a package that has learned, or forgotten, to say where it writes; damaged ones too."""
+    written: list[str] = []
+    plugin = TrackerPlugin(write="its:write", where=place)
+    monkeypatch.setitem(TRACKERS.loaded, "mine", Loaded(plugin))
+    monkeypatch.setattr(
+        others, "named", lambda name: lambda *_: "here" if name == place else written.append(name)
+    )
+    tracker = WholeChains("mine", Tracking(), tmp_path)
+    path = tracker.folder / others.SENT / "abc.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("{" if note == "not JSON" else json.dumps(note))
+    record = Record(0, 0, "ok", "f0", "c0", "e0", {})
+    view = ChainView("x", "abc", "p", None, {}, [GenerationView(record, (), ())])
+    known = note == ["e0"] and not place
+    assert tracker.told("abc") == (["e0"] if known else [])
+    for _ in range(2):
+        assert tracker.tell(view) == []
+    assert written == ([] if known else ["its:write"]) and tracker.told("abc") == ["e0"]
 
 
 @pytest.mark.slow

@@ -220,6 +220,17 @@ def test_names_of_any_length_are_tags_of_their_own(tmp_path: Path) -> None:
         assert tag.encode() in file.read_bytes()
 
 
+def test_a_damaged_note_of_offline_files_is_made_again(tmp_path: Path) -> None:
+    generations = [GenerationView(Record(0, 0, "ok", "f0", "c0", "e0", {"test/nll": 1.0}), (), ())]
+    view, note = ChainView("x", "abc", "p", None, {}, generations), tmp_path / "written" / "abc.json"
+    with staged(tmp_path):
+        write_chain(view, tmp_path)
+        whole = note.read_text()
+        note.write_text("{")
+        write_chain(view, tmp_path)
+    assert note.read_text() == whole and len([*tmp_path.rglob("*.wandb")]) == 1
+
+
 def test_a_configuration_is_flat() -> None:
     assert flat({"a": {"b": {"c": 1}, "d": [1, {"e": 2}]}, "f": {}, "g": None}) == {
         "a.b.c": 1,

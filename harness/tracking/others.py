@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from harness.components import TRACKERS
-from harness.files import read_json, write_json
+from harness.files import write_json
 from harness.registry import named
-from harness.tracking.runs import ChainView
+from harness.tracking.runs import ChainView, noted
 from harness.tracking.tracker import Tracker
 
 if TYPE_CHECKING:
@@ -44,14 +44,15 @@ class WholeChains(Tracker):
         return len(view.generations)
 
     def told(self, chain: str) -> list[str]:
-        """What it has been told where it writes to now."""
-        note, where = self._note(chain), self._where()
-        if not note.exists():
-            return []
-        found = read_json(note)
-        if where is None:
-            return list(found)
-        return list(found["evaluations"]) if found["where"] == where else []
+        """What it has been told where it writes to now.
+
+        Nothing by a note of another form: its package has got, or lost, `where` since, or it is damaged.
+        """
+        found, where = noted(self._note(chain)), self._where()
+        if where is not None:
+            is_of = isinstance(found, dict) and found.get("where") == where
+            found = found.get("evaluations") if is_of else None
+        return [str(key) for key in found] if isinstance(found, list) else []
 
     def is_due(self, views: Views, item: Mirrored) -> bool:
         """Whether all of it is there, and something of it is new."""

@@ -133,6 +133,14 @@ def connect() -> Server:
     return Server(str(api.settings["base_url"]), str(entity or ""), api)
 
 
+def noted(path: Path) -> Any:
+    """What a note says; None where there is none, or it is damaged, for telling again does no harm."""
+    try:
+        return read_json(path) if path.exists() else None
+    except DamagedError:
+        return None
+
+
 class Sent:
     """Notes of what was sent to one project of one server.
 
@@ -235,7 +243,7 @@ def write_chain(view: ChainView, folder: Path) -> None:
     """
     marker = folder / "written" / f"{view.chain}.json"
     content = {"project": view.project, "entity": view.entity, "evaluations": view.evaluations}
-    if marker.exists() and read_json(marker) == content:
+    if noted(marker) == content:
         return
     for old in (folder / "wandb").glob(f"offline-run-*-{run_id(view.experiment, view.chain)}"):
         shutil.rmtree(old)

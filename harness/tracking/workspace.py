@@ -15,10 +15,11 @@ from typing import Any
 from urllib.parse import quote
 
 import harness
-from harness.errors import DamagedError, HarnessError, reason_of
-from harness.files import read_json, write_json
+from harness.errors import HarnessError, reason_of
+from harness.files import write_json
 from harness.metrics.catalogue import HEADLINES, SHOWN, about, drawn
 from harness.terminal import cut, visible
+from harness.tracking.runs import noted
 
 CELL = "cell_name"
 """The field of a run's configuration that names its cell: W&B would take dots in a name for sections."""
@@ -97,7 +98,7 @@ def _save(experiment: str, target: Mapping[str, str], wanted: Content, note: Pat
     except ValueError:  # its library's word for a view that is not there
         is_saved = False
     else:
-        is_saved = _noted(note) == wanted
+        is_saved = noted(note) == wanted
     if not is_saved:
         view.save()
         note.parent.mkdir(parents=True, exist_ok=True)
@@ -140,13 +141,6 @@ def _panel(names: list[str]) -> Any:
     title = visible(about(names[0]).title, lines=False)
     area = "minmax" if len(names) == 1 else "none"
     return LinePlot(title=title, x="generation", y=names, groupby_aggfunc="mean", groupby_rangefunc=area)
-
-
-def _noted(note: Path) -> Any:
-    try:
-        return read_json(note) if note.exists() else None
-    except DamagedError:
-        return None
 
 
 def _failed(why: object) -> HarnessError:

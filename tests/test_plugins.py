@@ -1708,7 +1708,7 @@ def test_a_checker_that_raises_or_never_returns_is_counted(tmp_path: Path) -> No
     # one whose asker is gone does not go on for ever
     lines = [{"kind": "bad", "section": {"kind": "bad"}}, {"prompt": "", "completion": "hang"}]
     alone = subprocess.Popen(
-        [sys.executable, "-m", "harness.tasks.apart"],
+        [sys.executable, "-P", "-m", "harness.tasks.apart"],
         stdin=subprocess.PIPE,
         stdout=subprocess.DEVNULL,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(package), os.environ.get("PYTHONPATH", "")])},

@@ -118,7 +118,7 @@ def test_a_run_that_hangs_at_the_limit_and_a_cancel(
 ) -> None:
     job = submit(faults.config, *TWO_NODES, "--signal-s", 12)
     mid_run(cluster, root)
-    cluster.on(first_node(cluster, job), "pkill", "-STOP", "-f", "^[^ ]+ -m harness run")
+    cluster.on(first_node(cluster, job), "pkill", "-STOP", "-f", "^[^ ]+ -P -m harness run")
     cluster.login("scancel", "--batch", "--signal=USR1", job)  # as SLURM does before the limit
     cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
     assert "the run was killed (exit code -9); requeued (1 of" in logs(root, job)
@@ -219,7 +219,7 @@ def test_the_coordinator_is_killed(cluster: Cluster, faults: Study, submit: Any,
     for attempt in range(3):
         cluster.wait_job(job, "RUNNING")
         cluster.wait(ranks, 60, "Ray at work")
-        cluster.on(first_node(cluster, job), "pkill", "-9", "-f", "^[^ ]+ -m harness run")
+        cluster.on(first_node(cluster, job), "pkill", "-9", "-f", "^[^ ]+ -P -m harness run")
         if attempt < 2:
             cluster.wait(lambda: cluster.jobs()[job] == "PENDING", 60, "requeued job")
             clean(cluster, machines)

@@ -192,7 +192,7 @@ def replayed(entry: Entry, seed: int) -> EntryVerdict:
     only = (f"grid.seed=[{seed}]", f"grid.mitigation={json.dumps(list(entry.study[SECTION]))}")
     with tempfile.TemporaryDirectory(prefix="harness-") as folder:
         study, root = write_study(entry, Path(folder)), Path(folder) / "runs"
-        command = [sys.executable, "-m", "harness", "run", str(study), "--root", str(root)]
+        command = [sys.executable, "-P", "-m", "harness", "run", str(study), "--root", str(root)]
         command += [word for assignment in only for word in ("--set", assignment)]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode != 0:

@@ -253,7 +253,7 @@ class RayInAllocation:
         agent += ["--gpus", allocation.gpus, "--memory", allocation.memory, "--linger", self._linger]
         if index == 0:
             agent.append("--is-head")
-        command = [*step, sys.executable, "-m", "harness.launch.node", *map(str, agent)]
+        command = [*step, sys.executable, "-P", "-m", "harness.launch.node", *map(str, agent)]
         # An srun that is killed leaves its step running; one that is terminated ends it.
         tie = functools.partial(die_with_parent, signal.SIGTERM)
         # SLURM makes the folder that TMPDIR names on every node, and leaves it there.

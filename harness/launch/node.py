@@ -116,7 +116,8 @@ def _command(options: argparse.Namespace) -> list[str]:
         "--disable-usage-stats",
         "--block",
     ]
-    return [sys.executable, "-m", "harness.coordinator.private", "start", *map(str, [*own, *size, *common])]
+    words = ["-P", "-m", "harness.coordinator.private", "start", *own, *size, *common]
+    return [sys.executable, *map(str, words)]
 
 
 def address_towards(host: str, port: int) -> str:

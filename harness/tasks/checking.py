@@ -129,7 +129,7 @@ class _Apart:
     def _begun(self) -> subprocess.Popen[bytes]:
         """A process that has said that it is there; the time that it takes to load counts for nobody."""
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "harness.tasks.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+            [sys.executable, "-P", "-m", "harness.tasks.apart"], stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         about = {"kind": self.section.kind, "section": self.section.model_dump(mode="json")}
         if (begun := self._ask(self._process, about, START_S)) != {}:

@@ -28,9 +28,9 @@ ulimit -u "$(ulimit -Hu)" 2>/dev/null || true
 
 trap '' USR1
 # This process becomes the one that SLURM signals; it runs the grid and decides whether the job is requeued.
-exec /shared/venv/bin/python -m harness.launch.batch --folder /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef --max-requeues 50 \
+exec /shared/venv/bin/python -P -m harness.launch.batch --folder /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef --max-requeues 50 \
     --signal-s 60 -- \
-    /shared/venv/bin/python -m harness run /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef/config.yaml --root /shared/runs --slurm \
+    /shared/venv/bin/python -P -m harness run /shared/runs/experiments/quickstart/slurm/20261121-120000-abcdef/config.yaml --root /shared/runs --slurm \
     --set learner.model.preset=tiny \
     --set learner.sample.temperature=0.7 \
     --idle-exit 120

@@ -36,6 +36,6 @@ ulimit -u "$(ulimit -Hu)" 2>/dev/null || true
 
 trap '' USR1
 # This process becomes the one that SLURM signals; it runs the grid and decides whether the job is requeued.
-exec /shared/venv/bin/python -m harness.launch.batch --folder '/shared/my runs/it'"'"'s here' --max-requeues 3 \
+exec /shared/venv/bin/python -P -m harness.launch.batch --folder '/shared/my runs/it'"'"'s here' --max-requeues 3 \
     --signal-s 60 -- \
-    /shared/venv/bin/python -m harness run '/shared/my runs/it'"'"'s here/config.yaml' --root '/shared/my runs' --slurm
+    /shared/venv/bin/python -P -m harness run '/shared/my runs/it'"'"'s here/config.yaml' --root '/shared/my runs' --slurm

@@ -188,7 +188,7 @@ def run(command: Sequence[str], limit_s: float, environment: Mapping[str, str] |
 
 def python(module: str, *arguments: object) -> list[str]:
     """The command that runs a module of the harness in a process of its own."""
-    return [sys.executable, "-m", module, *map(str, arguments)]
+    return [sys.executable, "-P", "-m", module, *map(str, arguments)]
 
 
 def last_json(output: str) -> Any:

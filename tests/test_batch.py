@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import ROOT
 
-from harness.launch import allocation, node
+from harness.launch import allocation, batch, node
 from harness.launch.allocation import Allocation, RayInAllocation
-from harness.launch.jobs import SCRIPT
+from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT
 from harness.launch.options import Options
 from harness.launch.render import Job, render
 
@@ -53,6 +55,24 @@ class Place:
     def environment(self) -> dict[str, str]:
         ours = {"PATH": f"{self.programs}:{os.environ['PATH']}", "HARNESS_TMP": str(self.tmp)}
         return {**os.environ, **ALLOCATION, **ours}
+
+    def batch(
+        self, *command: str, signal_s: int = 60, **environment: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run a job's own process on a command."""
+        words = ["--folder", str(self.submission), "--max-requeues", "5", "--signal-s", str(signal_s), "--"]
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "harness.launch.batch", *words, *command],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+            env={**self.environment, **environment},
+        )
+
+    def requests(self) -> list[str]:
+        """What SLURM was asked to do, in order."""
+        return self.asked.read_text().splitlines() if self.asked.exists() else []
 
 
 @pytest.fixture
@@ -116,3 +136,78 @@ def test_modules_are_run_without_the_current_folder() -> None:
     runs = re.compile(r'sys\.executable,(?!\s*"-P")[^\]]*"-m"')
     found = [path.name for path in (ROOT / "harness").rglob("*.py") if runs.search(path.read_text())]
     assert not found
+
+
+# --- back into the queue ------------------------------------------------------------------------------------
+
+STOPPED = ("bash", "-c", "exit 75")
+"""A run that ends with work left."""
+ENDED = -signal.SIGTERM
+BUSY = "echo 'Socket timed out on send/recv operation' >&2; exit 1"
+END_IT = "kill $PPID"
+"""What SLURM does to a job that goes back into the queue, or is cancelled."""
+
+
+def first(once: str, then: str) -> str:
+    """An answer that another one follows."""
+    return f'[ -e "$0.asked" ] || {{ touch "$0.asked"; {once}; }}\n{then}'
+
+
+def test_a_busy_controller_is_asked_for_a_requeue_again(place: Place) -> None:
+    place.program("scontrol", first(BUSY, END_IT))
+    done = place.batch(*STOPPED)
+    assert done.returncode == ENDED, done.stdout + done.stderr
+    assert place.requests() == ["scontrol requeue 17"] * 2
+    assert "stopped with work left; requeued (1 of at most 5)" in done.stdout
+    assert "not requeued" not in done.stdout
+    assert (place.run / REQUEUES).read_text() == "1 1"
+
+
+def test_a_requeue_whose_answer_was_lost_is_one(place: Place) -> None:
+    over = "echo 'Job/step already completing or completed' >&2; exit 1"
+    over = f"(sleep 0.2; {END_IT}) >/dev/null 2>&1 & {over}"
+    place.program("scontrol", first(BUSY, over))
+    done = place.batch(*STOPPED)
+    assert done.returncode == ENDED and "not requeued" not in done.stdout, done.stdout + done.stderr
+    assert (place.run / REQUEUES).read_text() == "1 1"
+
+
+@pytest.mark.parametrize(
+    "answer, tries, reason",
+    [
+        (BUSY, 2, "scontrol: Socket timed out on send/recv operation"),
+        (
+            "echo 'Requested operation is presently disabled' >&2; exit 1",
+            1,
+            "scontrol: Requested operation is presently disabled",
+        ),
+    ],
+)
+def test_a_requeue_in_vain_is_said(place: Place, answer: str, tries: int, reason: str) -> None:
+    """Asked for as long as the job has; the count is of those that were."""
+    place.program("scontrol", answer)
+    at = time.monotonic()
+    done = place.batch(*STOPPED, signal_s=4, HARNESS_SIGNALLED="1")
+    assert time.monotonic() - at < 30 and done.returncode == 75, done.stdout + done.stderr
+    assert 1 <= len(place.requests()) <= tries
+    assert f"not requeued, as SLURM does not do it: {reason}; submit again" in done.stdout
+    assert (place.run / REQUEUES).read_text() == "0 0"
+
+
+def test_how_long_slurm_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = batch._Batch(Allocation("17", "17", "lab", ("n1",), (2,), 0, 0, 0), tmp_path, 5, 60.0, tmp_path)
+    for ends_in, expected in ((None, batch.PATIENCE_S), (9000, batch.PATIENCE_S), (100, 98.0), (-5, 600.0)):
+        if ends_in is not None:
+            monkeypatch.setenv(batch.END_TIME, str(int(time.time()) + ends_in))
+        assert expected - 10 < job._left() <= expected, "what is over has been put off"
+    job.told_at = time.monotonic() - 20
+    assert 30 < job._left() <= 38, "the limit comes near, or a preemption"
+
+
+def test_a_busy_controller_is_asked_to_cancel_again(place: Place) -> None:
+    place.run.mkdir(parents=True)
+    (place.run / CANCELLED).touch()
+    place.program("scancel", first(BUSY, END_IT))
+    done = place.batch("bash", "-c", "echo it has run")
+    assert done.returncode == ENDED and place.requests() == ["scancel 17"] * 2
+    assert "cancelled, so it is not requeued" in done.stdout and "it has run" not in done.stdout

@@ -25,6 +25,7 @@ import argparse
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -34,10 +35,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from harness import terminal
-from harness.errors import InputError
+from harness.errors import HarnessError, InputError
+from harness.files import write_atomic
 from harness.launch.allocation import Allocation, kill_wait, read_allocation
 from harness.launch.jobs import CANCELLED, OUTCOME, REQUEUES, SCRIPT, read_requeues
 from harness.launch.processes import adopt_orphans, end_tree, leave_janitor, make_private, sweep
+from harness.launch.slurm import Slurm, SlurmError
 
 COMPLETE, FAILED, INPUT, STOPPED = 0, 1, 2, 75
 LOOK_S = 0.1
@@ -49,6 +52,14 @@ requeue."""
 KILL_MARGIN_S = 3.0
 """Of SLURM's KillWait, kept for cleaning up."""
 END_WAIT_S = 60.0
+ASK_S, PATIENCE_S = 30.0, 600.0
+"""Seconds that SLURM may take for one answer, and for which it is asked again where no limit comes near."""
+LIMIT_MARGIN_S = 2.0
+"""Before the limit, when to ask no more: what has become of it is yet to be said."""
+END_TIME = "SLURM_JOB_END_TIME"
+"""When the limit is reached, in seconds since the epoch, where SLURM says so."""
+_ON_ITS_WAY = re.compile(r"already|pending execution", re.IGNORECASE)
+"""What is said of a job that an earlier request has put back, whose answer was lost, or that is ended."""
 SHORT_S, MOST_SHORT = 300.0, 3
 """A run that ends by itself within so many seconds has got nowhere; that often in a row, and the job gives
 up."""
@@ -95,7 +106,7 @@ class _Batch:
             max_requeues,
             script,
         )
-        self.save_s = max(signal_s - SAVE_MARGIN_S, signal_s / 2)
+        self.signal_s, self.save_s = signal_s, max(signal_s - SAVE_MARGIN_S, signal_s / 2)
         self.signals: list[int] = []
         self.started, self.told_at, self.ended_at = time.monotonic(), 0.0, 0.0
         self.tmp = Path(f"{allocation.tmp}b")
@@ -192,17 +203,36 @@ class _Batch:
     def _cancelled(self, reason: str) -> int:
         self._say(f"{reason}; cancelled, so it is not requeued")
         # so that SLURM shows it as cancelled, not as failed
-        return self._end_by("scancel", self.allocation.job)
+        if trouble := self._end_by("scancel", self.allocation.job):
+            self._say(f"SLURM will show it as failed: {trouble}")
+        return STOPPED
 
-    def _end_by(self, *command: str) -> int:
+    def _end_by(self, *command: str) -> str:
         """Have SLURM end this process.
 
         Were it to end by itself meanwhile, SLURM could take the job for failed after all.
+
+        Returns:
+            Why SLURM does not, where it is asked in vain.
         """
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        if self._ask(*command):
-            time.sleep(END_WAIT_S)
-        return STOPPED
+        try:
+            Slurm().call(*command, limit_s=ASK_S, patience_s=self._left())
+        except HarnessError as error:
+            if not isinstance(error, SlurmError) or not _ON_ITS_WAY.search(str(error)):
+                return str(error)
+        time.sleep(END_WAIT_S)
+        return ""
+
+    def _left(self) -> float:
+        """Seconds for which SLURM can be asked."""
+        now, ends = time.monotonic(), [PATIENCE_S]
+        if self.told_at:
+            ends.append(self.told_at + self.signal_s - now - LIMIT_MARGIN_S)
+        elif os.environ.get(END_TIME, "").isdecimal():
+            left = int(os.environ[END_TIME]) - time.time()
+            ends += [left - LIMIT_MARGIN_S] if left > 0 else []  # else somebody has put it off
+        return min(ends)
 
     def _outcome(self) -> str:
         with contextlib.suppress(OSError, ValueError):
@@ -224,19 +254,12 @@ class _Batch:
                 f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on"
             )
             return STOPPED
-        counter.write_text(f"{done + 1} {short}")
+        write_atomic(counter, f"{done + 1} {short}".encode())
         self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
-        return self._end_by("scontrol", "requeue", self.allocation.job_id)
-
-    def _ask(self, *command: str) -> bool:
-        try:
-            done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
-        except (OSError, subprocess.SubprocessError) as error:
-            self._say(f"{command[0]}: {error}")
-            return False
-        if done.returncode != 0:
-            self._say(f"{' '.join(command)}: {done.stderr.strip()}")
-        return done.returncode == 0
+        if trouble := self._end_by("scontrol", "requeue", self.allocation.job_id):
+            write_atomic(counter, f"{done} {short}".encode())
+            self._say(f"not requeued, as SLURM does not do it: {trouble}; submit again to go on")
+        return STOPPED
 
     def _say(self, text: str) -> None:
         terminal.show(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self.allocation.job}: {text}")

@@ -6,6 +6,7 @@ One call for many jobs, a time limit on each, and patience with a controller tha
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import shutil
@@ -113,7 +114,12 @@ class Slurm:
         return shutil.which("sbatch") is not None and shutil.which("squeue") is not None
 
     def call(
-        self, *command: str, text: str | None = None, again: bool = True, limit_s: float = CALL_S
+        self,
+        *command: str,
+        text: str | None = None,
+        again: bool = True,
+        limit_s: float = CALL_S,
+        patience_s: float | None = None,
     ) -> str:
         """Run one of SLURM's commands; returns what it prints.
 
@@ -123,13 +129,16 @@ class Slurm:
             again: Ask again, after longer and longer pauses, while the controller does not answer. Not for
                 what must not be done twice.
             limit_s: Seconds for one try.
+            patience_s: Seconds for all tries, as many as there is time for; when None, three more than one.
 
         Raises:
             InputError: SLURM is not installed here, or belongs to no cluster.
             SlurmError: The command failed.
         """
-        output = ""
-        for pause in (*(WAITS_S if again else ()), None):
+        output, deadline = "", None if patience_s is None else time.monotonic() + patience_s
+        for number in itertools.count():
+            if deadline is not None:
+                limit_s = min(limit_s, max(1.0, deadline - time.monotonic()))
             try:
                 # Always with an input of its own: srun would read what is meant for whoever called this.
                 done = self.run(
@@ -159,8 +168,11 @@ class Slurm:
                     )
                 if not _BUSY.search(problem):
                     break
-            if pause is not None:
-                self.sleep(pause)
+            pause = WAITS_S[min(number, len(WAITS_S) - 1)]
+            late = number >= len(WAITS_S) if deadline is None else time.monotonic() + pause >= deadline
+            if late or not again:
+                break
+            self.sleep(pause)
         raise SlurmError(f"{command[0]}: {problem}", output)
 
     def partitions(self) -> dict[str, Partition]:

@@ -5,7 +5,6 @@ One call for many jobs, a time limit on each, and patience with a controller tha
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 import re
@@ -16,6 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import HarnessError, InputError
+from harness.terminal import listed
 
 CALL_S, SIGNAL_S = 60.0, 20.0
 NO_ANSWER = "no answer within"
@@ -232,22 +232,50 @@ class Slurm:
         )
 
     def cancel(self, jobs: Sequence[str]) -> None:
-        """End jobs at once; SLURM sends SIGTERM, then SIGKILL. A job that has ended meanwhile is no error."""
-        if jobs:
-            try:
-                self.call("scancel", *jobs)
-            except SlurmError as error:
-                if not _OVER.search(str(error)):
-                    raise
+        """End jobs at once; SLURM sends SIGTERM, then SIGKILL. A job that has ended meanwhile is no error.
 
-    def signal(self, jobs: Sequence[str], name: str) -> None:
-        """Send a signal to the batch processes of running jobs, as well as it goes.
-
-        A job may have changed its state meanwhile.
+        Raises:
+            SlurmError: Names the jobs that SLURM has not ended, and says why.
         """
-        if jobs:
-            with contextlib.suppress(SlurmError):
-                self.call("scancel", "--batch", f"--signal={name}", *jobs, again=False, limit_s=SIGNAL_S)
+        if failed := self._scancel(jobs, limit_s=CALL_S):
+            raise SlurmError(f"not cancelled: {listed(list(failed), 20)} ({next(iter(failed.values()))})")
+
+    def signal(self, jobs: Sequence[str], name: str) -> dict[str, str]:
+        """Send a signal to the batch processes of running jobs; some may get it twice.
+
+        Returns:
+            Which have not got it, and why; a job that has ended meanwhile needs none.
+        """
+        return self._scancel(jobs, "--batch", f"--signal={name}", limit_s=SIGNAL_S)
+
+    def _scancel(self, jobs: Sequence[str], *options: str, limit_s: float) -> dict[str, str]:
+        """``scancel`` for many jobs; for each by itself where SLURM refuses something about one of them.
+
+        Returns:
+            The jobs for which it has failed, and why; none of those that are over.
+        """
+        if not jobs:
+            return {}
+        try:
+            self.call("scancel", *options, *jobs, limit_s=limit_s)
+            return {}
+        except SlurmError as error:
+            reason = str(error)
+        if _unanswered(reason):
+            return dict.fromkeys(jobs, reason)
+        if len(jobs) == 1:
+            return {} if _OVER.search(reason) else {jobs[0]: reason}
+        found: dict[str, str] = {}
+        for number, job in enumerate(jobs):
+            found |= self._scancel([job], *options, limit_s=limit_s)
+            if job in found and _unanswered(found[job]):
+                return found | dict.fromkeys(jobs[number:], found[job])
+        return found
+
+
+def _unanswered(reason: str) -> bool:
+    """Whether a call failed because the controller did not answer it."""
+    return NO_ANSWER in reason or _BUSY.search(reason) is not None
 
 
 def _own_environment() -> dict[str, str]:

@@ -234,6 +234,7 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
 
     Raises:
         InputError: A job is none of this experiment's.
+        SlurmError: Some jobs were not reached; says which.
     """
     known = jobs.tasks(experiment, slurm)
     mine = {task.job for task in known} | {task.job.partition("_")[0] for task in known}
@@ -256,13 +257,26 @@ def cancel(experiment: Path, slurm: Slurm, only: Sequence[str], now: bool) -> li
     if now:
         slurm.cancel(_whole([task.job for task in live], known))
         return live
-    slurm.cancel(_whole([task.job for task in live if task.job not in running], known))
-    slurm.signal(running, "USR1")
-    missed = [
-        task.job for task in jobs.tasks(experiment, slurm) if task.job in running and task.state in WAITING
-    ]
-    slurm.cancel(missed)
+    problems = _ended(slurm, _whole([task.job for task in live if task.job not in running], known))
+    unheard = slurm.signal(running, "USR1")
+    after = {task.job: task.state for task in jobs.tasks(experiment, slurm)}
+    problems += _ended(slurm, [job for job in running if after.get(job) in WAITING])
+    if lost := [job for job in unheard if after.get(job) == "RUNNING"]:
+        problems.append(
+            f"not reached: {listed(lost, 20)} ({unheard[lost[0]]}), which compute on until their limit"
+        )
+    if problems:
+        raise SlurmError(f"{'; '.join(problems)}; all else is cancelled: cancel again, or with --now")
     return live
+
+
+def _ended(slurm: Slurm, names: Sequence[str]) -> list[str]:
+    """End jobs at once; why not all are, so that the others can be seen to first."""
+    try:
+        slurm.cancel(names)
+    except SlurmError as error:
+        return [str(error)]
+    return []
 
 
 def _whole(names: Sequence[str], known: Sequence[ArrayTask]) -> list[str]:

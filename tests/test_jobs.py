@@ -1,4 +1,5 @@
-"""A job's own process without a SLURM: programs that stand for SLURM's write down what they are asked."""
+"""What jobs do and how they are ended, without a SLURM: programs that stand for SLURM's write down what they
+are asked."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +19,11 @@ from conftest import ROOT
 
 from harness.launch import allocation, batch, node
 from harness.launch.allocation import Allocation, RayInAllocation
-from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT
+from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT, Submission, record
 from harness.launch.options import Options
 from harness.launch.render import Job, render
+from harness.launch.slurm import WAITS_S, Slurm, SlurmError
+from harness.launch.submit import cancel
 
 ALLOCATION = {
     "SLURM_JOB_ID": "17",
@@ -211,3 +215,75 @@ def test_a_busy_controller_is_asked_to_cancel_again(place: Place) -> None:
     done = place.batch("bash", "-c", "echo it has run")
     assert done.returncode == ENDED and place.requests() == ["scancel 17"] * 2
     assert "cancelled, so it is not requeued" in done.stdout and "it has run" not in done.stdout
+
+
+# --- cancel -------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cancelled(place: Place, monkeypatch: pytest.MonkeyPatch) -> Callable[[], list[str]]:
+    """`cancel` of an experiment with two running jobs and one that waits; what ``scancel`` was asked."""
+    states = {"12": "RUNNING", "13": "RUNNING", "14": "PENDING"}
+    lines = [f"{job}|{job}|{state}|None|n1|1:00|1:00:00|N/A" for job, state in states.items()]
+    place.program("squeue", "\n".join(f"echo '{line}'" for line in lines))
+    place.program("sbatch")
+    for job in states:
+        (place.submission.parent / job).mkdir()
+        record(place.submission.parent / job, Submission(job, 0, float(job), [], job, "ada", "login"))
+    monkeypatch.setenv("PATH", place.environment["PATH"])
+
+    def call() -> list[str]:
+        found = cancel(place.submission.parents[1], Slurm(sleep=lambda _: None), (), False)
+        assert [task.job for task in found] == list(states)
+        return signals()
+
+    def signals() -> list[str]:
+        return [line for line in place.requests() if "--signal" in line]
+
+    return call
+
+
+ALL = "scancel --batch --signal=USR1 12 13"
+
+
+def test_a_busy_controller_is_asked_to_signal_again(place: Place, cancelled: Callable[[], list[str]]) -> None:
+    place.program("scancel", f'[[ "$*" != *USR1* ]] || {{ {first(BUSY, "exit 0")}; }}')
+    assert cancelled() == [ALL] * 2
+    assert "scancel 14" in place.requests()
+
+
+def test_jobs_that_are_not_reached_are_named(place: Place, cancelled: Callable[[], list[str]]) -> None:
+    place.program("scancel", f'[[ "$*" != *USR1* ]] || {{ {BUSY}; }}')
+    with pytest.raises(SlurmError) as caught:
+        cancelled()
+    assert str(caught.value).startswith("not reached: 12, 13 (scancel: Socket timed out")
+    assert str(caught.value).endswith("; all else is cancelled: cancel again, or with --now")
+    assert "scancel 14" in place.requests()
+    assert place.requests().count(ALL) == len(WAITS_S) + 1
+
+
+OVER = "scancel: error: Kill job error on job id 12: Invalid job id specified"
+DENIED = "scancel: error: Kill job error on job id 13: Access/permission denied"
+
+
+def refusing(place: Place, *reasons: str) -> None:
+    """Let ``scancel`` refuse what it is asked of the jobs that these are about."""
+    about = [(text.split()[8].rstrip(":"), text) for text in reasons]
+    lines = [f"[[ ' '$*' ' = *' {job} '* ]] && {{ echo '{text}' >&2; s=1; }}" for job, text in about]
+    place.program("scancel", "\n".join([*lines, "exit ${s:-0}"]))
+
+
+def test_a_job_that_is_over_hides_no_other(place: Place, cancelled: Callable[[], list[str]]) -> None:
+    refusing(place, OVER)
+    cancelled()
+    refusing(place, OVER, DENIED)
+    with pytest.raises(SlurmError, match=r"^not reached: 13 \(scancel: .* 13: Access/permission denied"):
+        cancelled()
+    slurm = Slurm(sleep=lambda _: None)
+    slurm.cancel(["12", "14"])
+    with pytest.raises(SlurmError, match=r"^not cancelled: 13 \(.*13: Access/permission denied\)$"):
+        slurm.cancel(["12", "13", "14"])
+    refusing(place, DENIED.replace("13", "14"))
+    with pytest.raises(SlurmError, match=r"^not cancelled: 14 \(.*denied\); all else is cancelled"):
+        cancelled()
+    assert place.requests()[-2] == ALL, "those that run hear it all the same"

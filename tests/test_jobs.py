@@ -4,6 +4,7 @@ are asked."""
 from __future__ import annotations
 
 import argparse
+import errno
 import os
 import re
 import signal
@@ -19,8 +20,9 @@ from conftest import ROOT
 
 from harness.launch import allocation, batch, node
 from harness.launch.allocation import Allocation, RayInAllocation
-from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT, Submission, record
+from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT, Submission, read_requeues, record
 from harness.launch.options import Options
+from harness.launch.processes import make_private
 from harness.launch.render import Job, render
 from harness.launch.slurm import WAITS_S, Slurm, SlurmError
 from harness.launch.submit import cancel
@@ -215,6 +217,53 @@ def test_a_busy_controller_is_asked_to_cancel_again(place: Place) -> None:
     done = place.batch("bash", "-c", "echo it has run")
     assert done.returncode == ENDED and place.requests() == ["scancel 17"] * 2
     assert "cancelled, so it is not requeued" in done.stdout and "it has run" not in done.stdout
+
+
+# --- folders that a node cannot give ------------------------------------------------------------------------
+
+
+def test_a_node_with_a_bad_folder_is_said_and_left(place: Place) -> None:
+    """Another node may be fine; what the job says is one line."""
+    place.program("scontrol", END_IT)
+    place.tmp.touch()
+    done = place.batch(*STOPPED, HARNESS_TMP=str(place.tmp / "fast"))
+    assert done.returncode == ENDED, done.stdout + done.stderr
+    assert done.stderr == f"error: node n1: {place.tmp}/fast: Not a directory\n"
+    assert place.requests() == ["scontrol requeue 17"]
+    assert "the run could not begin on this node; requeued (1 of at most 5)\n" in done.stdout
+    assert (place.run / REQUEUES).read_text() == "1 1"
+
+
+def test_requeues_that_cannot_be_counted_are_few(place: Place) -> None:
+    """SLURM's own count stands for the job's, so that it does not come back for ever."""
+    place.program("scontrol", END_IT)
+    place.run.parent.touch()
+    done = place.batch(*STOPPED)
+    assert done.returncode == ENDED, done.stdout + done.stderr
+    assert done.stderr == f"error: node n1: {place.run}: Not a directory\n"
+    assert f"requeued (1 of at most 5), which cannot be counted: {place.run}/{REQUEUES}: Not" in done.stdout
+    place.run.parent.unlink()
+    (place.run / REQUEUES).mkdir(parents=True)
+    done = place.batch(*STOPPED, SLURM_RESTART_COUNT="2")
+    assert done.returncode == 75 and not done.stderr, done.stderr
+    assert "work left; not requeued, as that cannot be counted (" in done.stdout
+    assert ") and SLURM has restarted it 2 times already: submit again\n" in done.stdout
+    assert place.requests() == ["scontrol requeue 17"], "of the first"
+
+
+def test_a_full_disk_loses_no_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    job = batch._Batch(Allocation("17", "17", "lab", ("n1",), (2,), 0, 0, 0), tmp_path, 5, 60.0, tmp_path)
+    assert job._count(2, 0) == "" and read_requeues(tmp_path) == (2, 0)
+    monkeypatch.setattr(os, "fsync", full)
+    assert job._count(3, 1) == f"{tmp_path}/{REQUEUES}: No space left on device"
+    assert read_requeues(tmp_path) == (2, 0)
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        make_private(tmp_path / "h17-0b")
+    assert not (tmp_path / "h17-0b").exists(), "nobody would know whose it is"
 
 
 # --- cancel -------------------------------------------------------------------------------------------------

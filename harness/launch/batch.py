@@ -70,7 +70,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options, command = _parser().parse_known_args(arguments)
     try:
         allocation = read_allocation(os.environ)
-        if not (options.folder / SCRIPT).exists():
+        if not os.path.exists(options.folder / SCRIPT):  # nor where the node's file system gives errors
             raise InputError(
                 f"--root: {options.folder} is not to be seen on node {allocation.nodes[0]}; give a root that "
                 "all nodes share"
@@ -79,7 +79,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         terminal.show(f"error: {error}", sys.stderr)
         return INPUT
     folder = options.folder.parent / "run" / allocation.job
-    folder.mkdir(parents=True, exist_ok=True)
     batch = _Batch(allocation, folder, options.max_requeues, options.signal_s, options.folder / SCRIPT)
     return batch.run([argument for argument in command if argument != "--"])
 
@@ -113,20 +112,19 @@ class _Batch:
         self.driver: subprocess.Popen[bytes] | None = None
 
     def run(self, command: list[str]) -> int:
-        self.tmp.parent.mkdir(parents=True, exist_ok=True)
-        sweep("h[0-9]*", self.tmp.parent)
-        make_private(self.tmp)
-        leave_janitor(self.tmp)
+        trouble = self._make_folders()
         adopt_orphans()
         for number in (signal.SIGUSR1, signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._heard)
         if os.environ.pop(SIGNALLED, ""):
             self._heard(signal.SIGUSR1, None)
         self._say(f"on {', '.join(self.allocation.nodes)}, requeued {self.allocation.restarts} times so far")
-        self._forget_others()
+        if trouble:
+            terminal.show(f"error: {trouble}", sys.stderr)
+            return self._go_back("the run could not begin on this node")
         wait = kill_wait()
         try:
-            if (self.folder / CANCELLED).exists():
+            if os.path.exists(self.folder / CANCELLED):
                 return self._cancelled("it starts again after it was cancelled")
             own = {
                 "TMPDIR": self.tmp,
@@ -143,6 +141,24 @@ class _Batch:
             end_tree(patience_s=1.0 if self.ended_at else 10.0)
             shutil.rmtree(self.tmp, ignore_errors=True)
         return self._decide(code)
+
+    def _make_folders(self) -> str:
+        """Make the job's folders.
+
+        Returns:
+            What this node has against it; another one may not.
+        """
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._forget_others()
+            self.tmp.parent.mkdir(parents=True, exist_ok=True)
+            sweep("h[0-9]*", self.tmp.parent)
+            make_private(self.tmp)
+            leave_janitor(self.tmp)
+        except OSError as error:
+            where = f"{error.filename}: " if error.filename else ""
+            return f"node {self.allocation.nodes[0]}: {where}{error.strerror or error}"
+        return ""
 
     def _forget_others(self) -> None:
         """Notes that are older than the job's script are of a job that had its number before.
@@ -193,7 +209,11 @@ class _Batch:
             return COMPLETE
         known = {STOPPED: "stopped with work left", FAILED: "the run ended in an error"}
         reason = known.get(code, f"the run was killed (exit code {code})")
-        if (self.folder / CANCELLED).exists():
+        return self._go_back(reason)
+
+    def _go_back(self, reason: str) -> int:
+        """Back into the queue, unless somebody else has decided already what becomes of the job."""
+        if os.path.exists(self.folder / CANCELLED):
             return self._cancelled(reason)
         if self.ended_at:
             self._say(f"{reason}; ended by SLURM, which decides whether it starts again")
@@ -240,7 +260,6 @@ class _Batch:
         return ""
 
     def _requeue(self, reason: str) -> int:
-        counter = self.folder / REQUEUES
         done, short = read_requeues(self.folder)
         short = short + 1 if not self.signals and time.monotonic() - self.started < SHORT_S else 0
         if short >= MOST_SHORT:
@@ -254,12 +273,24 @@ class _Batch:
                 f"{reason}; requeued {done} times already (--max-requeues), so no more: submit again to go on"
             )
             return STOPPED
-        write_atomic(counter, f"{done + 1} {short}".encode())
-        self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues})")
+        if (lost := self._count(done + 1, short)) and self.allocation.restarts + 1 >= MOST_SHORT:
+            often = f"SLURM has restarted it {self.allocation.restarts} times already"
+            self._say(f"{reason}; not requeued, as that cannot be counted ({lost}) and {often}: submit again")
+            return STOPPED
+        uncounted = f", which cannot be counted: {lost}" if lost else ""
+        self._say(f"{reason}; requeued ({done + 1} of at most {self.max_requeues}){uncounted}")
         if trouble := self._end_by("scontrol", "requeue", self.allocation.job_id):
-            write_atomic(counter, f"{done} {short}".encode())
+            self._count(done, short)
             self._say(f"not requeued, as SLURM does not do it: {trouble}; submit again to go on")
         return STOPPED
+
+    def _count(self, done: int, short: int) -> str:
+        """Write down how often the job has requeued itself, and after how many short runs; why not."""
+        try:
+            write_atomic(self.folder / REQUEUES, f"{done} {short}".encode())
+        except OSError as error:
+            return f"{self.folder / REQUEUES}: {error.strerror or error}"
+        return ""
 
     def _say(self, text: str) -> None:
         terminal.show(f"{time.strftime('%Y-%m-%d %H:%M:%S')} job {self.allocation.job}: {text}")

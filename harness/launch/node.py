@@ -49,6 +49,7 @@ def main(arguments: list[str] | None = None) -> int:
     sweep("h[0-9]*", options.tmp.parent)
     try:
         make_private(options.tmp)
+        (options.tmp / "t").mkdir()
     except OSError as error:
         terminal.show(f"error: {error}", sys.stderr)
         return 1
@@ -60,7 +61,6 @@ def main(arguments: list[str] | None = None) -> int:
     signal.signal(signal.SIGUSR2, lambda *_: told.insert(0, time.monotonic()))
     for number in (signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
-    (options.tmp / "t").mkdir()
     try:
         command, environment = _command(options), _environment(options)
         ray = subprocess.Popen(command, env=environment, preexec_fn=die_with_parent)  # noqa: PLW1509

@@ -113,13 +113,18 @@ def make_private(path: Path) -> None:
 
     Raises:
         FileExistsError: The process that made it is alive.
+        OSError: It cannot be made.
     """
     pid = _living_owner(path)
     if pid is not None:
         raise FileExistsError(f"{path} is in use by process {pid}: another run in this job")
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, parents=True)
-    (path / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {_namespace()}")
+    try:
+        (path / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {_namespace()}")
+    except OSError:  # nobody would know whose it is
+        shutil.rmtree(path, ignore_errors=True)
+        raise
 
 
 def _living_owner(path: Path) -> int | None:

@@ -18,10 +18,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from harness.errors import InputError
 from harness.launch import allocation, batch, node
 from harness.launch.allocation import Allocation, RayInAllocation
 from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT, Submission, read_requeues, record
-from harness.launch.options import Options
+from harness.launch.options import Options, make_options, read_site
 from harness.launch.processes import make_private
 from harness.launch.render import Job, render
 from harness.launch.slurm import WAITS_S, Slurm, SlurmError
@@ -336,3 +337,75 @@ def test_a_job_that_is_over_hides_no_other(place: Place, cancelled: Callable[[],
     with pytest.raises(SlurmError, match=r"^not cancelled: 14 \(.*denied\); all else is cancelled"):
         cancelled()
     assert place.requests()[-2] == ALL, "those that run hear it all the same"
+
+
+# --- options of sbatch's ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "option, reason",
+    [
+        ("--job-name=x", "--job-name: jobs are found by the experiment's name"),
+        ("--job-na=x", "--job-name: jobs are"),
+        ("--job-name x", "--job-name: jobs are"),
+        ("-J x", "--job-name: jobs are"),
+        ("-Jx", "--job-name: jobs are"),
+        ("--no-requeue", "--no-requeue: give max_requeues in a site file, or --max-requeues"),
+        ("--signal=B:USR1@10", "--signal: give signal_s in a site file, or --signal-s"),
+        ("--output=log", "--output: logs lie with the submission"),
+        ("-e log", "--error: logs lie with the submission"),
+        ("--chdir=/", "--chdir: jobs run where"),
+        ("--nodes=4", "--nodes: give nodes in a site file, or --nodes"),
+        ("-N4", "--nodes: give nodes"),
+        ("--time=1", "--time: give time"),
+        ("--mem=1G", "--mem: give mem"),
+        ("--cpus-per-task=3", "--cpus-per-task: give cpus_per_node in a site file, or --cpus-per-node"),
+        ("--array=0-3", "--array: give array"),
+        ("--partition=gpu", "--partition: give partition"),
+        ("--wait", "--wait: the job's id is read"),
+        ("--test-only", "--test-only: `harness submit --dry-run` shows the script"),
+        ("--wrap=ls", "--wrap: the job"),
+        ("--parsable", "--parsable: the job"),
+    ],
+)
+def test_options_that_the_harness_sets_are_refused(tmp_path: Path, option: str, reason: str) -> None:
+    """They would come to nothing, or overrule what was checked, or hide the jobs."""
+    wanted = (
+        f"extra: found {option!r}, allowed: --name or --name=value, one word each, of what the harness does"
+    )
+    (tmp_path / "site.yaml").write_text(f"nodes: 1\nextra: [--nice=1, '{option}']\n")
+    with pytest.raises(InputError) as caught:
+        read_site(tmp_path / "site.yaml")
+    assert f"site.yaml:2: {wanted} not set itself ({reason}" in str(caught.value)
+    with pytest.raises(InputError) as caught:
+        make_options({}, {"extra": [option]})
+    assert str(caught.value).startswith(wanted.replace("extra", "--sbatch", 1))
+
+
+def test_every_line_of_a_script_is_refused_as_an_extra(tmp_path: Path) -> None:
+    everything = Options(
+        **dict.fromkeys(("partition", "account", "qos", "reservation", "constraint", "dependency"), "x"),
+        **{"array": "2", "gpus_per_node": "1", "mem": "1G", "time": "60"},
+    )
+    job = Job("x", tmp_path, tmp_path, tmp_path, sys.executable, 2, 60, (), {})
+    lines = re.findall(r"^#SBATCH (\S+)$", render(job, everything), re.MULTILINE)
+    assert len(lines) == 19
+    for line in lines:
+        with pytest.raises(InputError, match="of what the harness does not set itself"):
+            make_options({}, {"extra": [line]})
+
+
+def test_other_options_go_to_sbatch() -> None:
+    others = ("--comment=x", "--nice=9", "--export=NONE", "--nodelist=n1", "--exclude=n2", "--time-min=60")
+    others += ("--gres=tmp:1", "--mem-per-gpu=9G", "--exclusive=user", "--gpus=4", "--wait-all-nodes=1")
+    assert make_options({}, {"extra": others}).extra == others
+
+
+@pytest.mark.parametrize("printed", ["", "sbatch: Job 12 to start at once"])
+def test_an_answer_without_a_jobs_id(place: Place, monkeypatch: pytest.MonkeyPatch, printed: str) -> None:
+    place.program("sbatch", f"echo '{printed}'")
+    monkeypatch.setenv("PATH", place.environment["PATH"])
+    with pytest.raises(SlurmError, match=f"^sbatch: it has printed no job's id, but '{printed}'$"):
+        Slurm().submit("#!/bin/bash\n")
+    place.program("sbatch", "echo 'a line of the site'; echo '12;lab'")
+    assert Slurm().submit("#!/bin/bash\n") == "12"

@@ -29,6 +29,41 @@ _ALLOWED = {
     "umask": "three octal digits, such as 0002",
     "tmp": "an absolute path of letters, digits and ._/-",
 }
+
+
+def _instead(field: str) -> str:
+    return f"give {field} in a site file, or --{field.replace('_', '-')}"
+
+
+_SAME = (
+    *("partition", "account", "qos", "reservation", "constraint", "dependency"),
+    *("array", "nodes", "gpus-per-node", "mem", "time"),
+)
+_OWN = {
+    **{name: _instead(name.replace("-", "_")) for name in _SAME},
+    "cpus-per-task": _instead("cpus_per_node"),
+    "signal": _instead("signal_s"),
+    **dict.fromkeys(("requeue", "no-requeue"), _instead("max_requeues")),
+    **dict.fromkeys(("ntasks", "ntasks-per-node", "tasks-per-node"), "every node has one task"),
+    "job-name": "jobs are found by the experiment's name",
+    **dict.fromkeys(("output", "error", "open-mode"), "logs lie with the submission"),
+    **dict.fromkeys(("chdir", "workdir"), "jobs run where `harness submit` does"),
+    "clusters": "jobs of another cluster are not found again",
+    "test-only": "`harness submit --dry-run` shows the script",
+    **dict.fromkeys(("wait", "wrap", "parsable", "help", "usage", "version"), "the job's id is read"),
+}
+"""Options of ``sbatch`` that a job script or the call has already, or with which no job's id is printed; why,
+or what there is instead."""
+_WHOLE = frozenset({"gpus"})
+"""Options that are the beginning of one in `_OWN`; any other beginning sbatch takes for that one."""
+_LETTERS = dict(
+    zip(
+        "pAqCdaNtcnJoeDMWhV",
+        "partition account qos constraint dependency array nodes time cpus-per-task ntasks job-name output "
+        "error chdir clusters wait help version".split(),
+        strict=True,
+    )
+)
 _FLAGS = {"extra": "--sbatch"}
 """Options of the command line that have another name than their field."""
 _TYPES = {
@@ -175,8 +210,12 @@ class Options(BaseModel):
     @classmethod
     def _long_options(cls, value: tuple[str, ...]) -> tuple[str, ...]:
         for option in value:
-            if not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#'\"`$\\;&|<>]+)?", option):
-                raise ValueError(f"found {shown(option)}, allowed: --name or --name=value, one word each")
+            own = _own(option)
+            if own or not re.fullmatch(r"--[a-z][a-z-]*(=[^\s#'\"`$\\;&|<>]+)?", option):
+                raise ValueError(
+                    f"found {shown(option)}, allowed: --name or --name=value, one word each"
+                    + (f", of what the harness does not set itself ({own})" if own else "")
+                )
         return value
 
     @field_validator("environment")
@@ -207,6 +246,19 @@ class Options(BaseModel):
     def time_s(self) -> int | None:
         """The time limit in seconds."""
         return parse_time(self.time) if self.time else None
+
+
+def _own(option: str) -> str:
+    """The option of `_OWN` that somebody means, and what is said of it; empty where it is none of them."""
+    found = re.match(r"--([A-Za-z-]+)|-([A-Za-z])", option.strip())
+    if found is None:
+        return ""
+    name = found[1] or _LETTERS.get(found[2], "")
+    # sbatch takes the beginning of a name for the name
+    names = [own for own in _OWN if own == name] or [own for own in _OWN if name and own.startswith(name)]
+    if not names or name in _WHOLE:
+        return ""
+    return f"--{names[0]}: {_OWN[names[0]]}"
 
 
 def lines_of(value: Any) -> Any:

@@ -15,7 +15,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from harness.errors import HarnessError, InputError
-from harness.terminal import listed
+from harness.terminal import listed, shown
 
 CALL_S, SIGNAL_S = 60.0, 20.0
 NO_ANSWER = "no answer within"
@@ -195,10 +195,13 @@ class Slurm:
         """Submit a job script; returns the job's id.
 
         Raises:
-            SlurmError: SLURM refused it.
+            SlurmError: SLURM refused it, or does not say which job it is.
         """
         printed = self.call("sbatch", "--parsable", *arguments, text=script, again=False)
-        return printed.strip().splitlines()[-1].partition(";")[0]
+        last = (printed.strip().splitlines() or [""])[-1].partition(";")[0]
+        if not last.isdecimal():
+            raise SlurmError(f"sbatch: it has printed no job's id, but {shown(printed.strip())}")
+        return last
 
     def states(self, jobs: Collection[str], name: str) -> dict[str, list[JobState]]:
         """The states of jobs, by the id under which they were submitted, one entry per task.

@@ -5,11 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import psutil
+
+from harness.proc import start_of
+
+OWNER = "owner"
+"""A file in a folder of one process: which."""
 
 
 def kill(processes: Iterable[psutil.Process]) -> bool:
@@ -96,10 +102,68 @@ def _reap(patience_s: float) -> None:
             time.sleep(0.02)
 
 
+def claim(folder: Path) -> None:
+    """Write into a folder that it is this process's."""
+    (folder / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {namespace()}")
+
+
+def namespace() -> str:
+    """Within one namespace a process id means one process.
+
+    Containers on a machine may share its /tmp and not its processes.
+    """
+    with contextlib.suppress(OSError):
+        return os.readlink("/proc/self/ns/pid")
+    return ""
+
+
+def owner_of(folder: Path) -> tuple[int, str, str] | None:
+    """What `claim` has written: process id, start and namespace; None where it says nothing."""
+    with contextlib.suppress(OSError, ValueError):
+        pid, started, space = (folder / OWNER).read_text().split(" ")
+        return int(pid), started, space
+    return None
+
+
+def make_claimed(parent: Path, prefix: str) -> Path:
+    """Make a folder ``{prefix}{process id}-...`` of this process, for nobody else.
+
+    It has its name, by which `clear_abandoned` finds it, when it says whose it is.
+    """
+    made = Path(tempfile.mkdtemp(prefix=f".{prefix}{os.getpid()}-", dir=parent))
+    try:
+        claim(made)
+        return made.rename(made.with_name(made.name.removeprefix(".")))
+    except OSError:
+        shutil.rmtree(made, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def claimed(parent: Path, prefix: str) -> Iterator[Path]:
+    """`make_claimed` for the time of a block."""
+    folder = make_claimed(parent, prefix)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def clear_abandoned(parent: Path, prefix: str) -> None:
-    """Remove this user's folders ``{prefix}{process id}-...`` whose process is gone."""
+    """Remove this user's folders ``{prefix}{process id}-...`` whose process is gone.
+
+    Those of another namespace stay, since their processes cannot be seen. Earlier versions wrote no owner: of
+    theirs the id alone counts.
+    """
     for path in parent.glob(f"{prefix}*-*"):
-        owner = path.name.removeprefix(prefix).partition("-")[0]
+        pid = path.name.removeprefix(prefix).partition("-")[0]
         with contextlib.suppress(OSError, OverflowError):
-            if owner.isdigit() and path.stat().st_uid == os.getuid() and not psutil.pid_exists(int(owner)):
+            if pid.isdigit() and path.stat().st_uid == os.getuid() and _is_abandoned(path, int(pid)):
                 shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_abandoned(folder: Path, pid: int) -> bool:
+    owner = owner_of(folder)
+    if owner is None:
+        return not psutil.pid_exists(pid)
+    return owner[2] == namespace() and start_of(owner[0]) != owner[1]

@@ -21,7 +21,7 @@ from processes import tagged
 from wandb_endpoint import endpoint
 
 from harness.launch.doctor import checks, machine, network, nodes, probe, services, slurm, storage
-from harness.launch.doctor.checks import Check, ChildError, clear_scratch, run, scratch_prefix
+from harness.launch.doctor.checks import Check, ChildError, clear_scratch, run, scratch
 from harness.launch.doctor.examination import Examination, merged
 from harness.launch.doctor.machine import judge_alike
 
@@ -429,14 +429,13 @@ def test_errors_and_delays_become_answers() -> None:
 def test_folders_of_probes_that_were_killed_are_removed() -> None:
     gone = subprocess.Popen(["true"])
     gone.wait()
-    dead, mine = Path(f"/tmp/hd-{gone.pid}-test"), Path(f"/tmp/{scratch_prefix()}test")
-    for folder in (dead, mine):
-        folder.mkdir()
-    try:
+    dead = Path(f"/tmp/hd-{gone.pid}-test")
+    dead.mkdir()
+    with scratch() as mine:
+        assert mine.name.startswith(f"hd-{os.getpid()}-")
         clear_scratch()
         assert mine.exists() and not dead.exists()
-    finally:
-        mine.rmdir()
+    assert not mine.exists()
 
 
 @pytest.fixture

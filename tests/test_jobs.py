@@ -8,6 +8,7 @@ import errno
 import os
 import re
 import signal
+import stat
 import subprocess
 import sys
 import time
@@ -18,9 +19,11 @@ from typing import Any
 import pytest
 from conftest import ROOT
 
+from harness.ending import OWNER, claimed, clear_abandoned, namespace
 from harness.errors import InputError
 from harness.launch import allocation, batch, node
 from harness.launch.allocation import Allocation, RayInAllocation
+from harness.launch.doctor.checks import scratch
 from harness.launch.jobs import CANCELLED, REQUEUES, SCRIPT, Submission, read_requeues, record
 from harness.launch.options import Options, make_options, read_site
 from harness.launch.processes import make_private
@@ -409,3 +412,50 @@ def test_an_answer_without_a_jobs_id(place: Place, monkeypatch: pytest.MonkeyPat
         Slurm().submit("#!/bin/bash\n")
     place.program("sbatch", "echo 'a line of the site'; echo '12;lab'")
     assert Slurm().submit("#!/bin/bash\n") == "12"
+
+
+# --- folders of one process ---------------------------------------------------------------------------------
+
+
+def test_live_folders_of_other_containers_stay(tmp_path: Path) -> None:
+    """They may share a /tmp, or a store, and see nothing of each other's processes."""
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    with claimed(tmp_path, "hr-") as mine:
+        pid, started, space = (mine / OWNER).read_text().split(" ")
+        assert (int(pid), space) == (os.getpid(), namespace()) and mine.name.startswith(f"hr-{pid}-")
+        assert stat.S_IMODE(mine.stat().st_mode) == 0o700
+        noted = {
+            f"{gone.pid}-dead": f"{gone.pid} {started} {space}",
+            f"{pid}-again": f"{pid} 1 {space}",
+            f"{gone.pid}-theirs": f"{gone.pid} {started} pid:[1]",
+            f"{gone.pid}-earlier": "",
+            f"{pid}-earlier": "",
+        }
+        for name, owner in noted.items():
+            (tmp_path / f"hr-{name}").mkdir()
+            if owner:
+                (tmp_path / f"hr-{name}" / OWNER).write_text(owner)
+        clear_abandoned(tmp_path, "hr-")
+        left = {path.name for path in tmp_path.iterdir()}
+        assert left == {mine.name, f"hr-{gone.pid}-theirs", f"hr-{pid}-earlier"}
+    assert not mine.exists()
+
+
+def test_what_others_may_remove_says_whose_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the moment in which it has its name."""
+    from harness.tracking.staging import staged
+
+    def full(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with staged(tmp_path / "wandb") as place:
+        assert (place / OWNER).exists()
+    with scratch(tmp_path) as folder:
+        assert (folder / OWNER).exists()
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"), claimed(tmp_path, "hr-"):
+        pass
+    assert {path.name for path in tmp_path.iterdir()} == {"wandb"} and not list(
+        (tmp_path / "wandb").iterdir()
+    )

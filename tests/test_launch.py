@@ -19,10 +19,11 @@ from conftest import GAUSSIAN, ROOT, TEXT, Make, harness
 from hypothesis import given
 from hypothesis import strategies as st
 
+from harness.ending import OWNER
 from harness.errors import InputError
 from harness.launch.allocation import read_allocation
 from harness.launch.options import Options, make_options, parse_memory, parse_time, read_site
-from harness.launch.processes import OWNER, make_private, sweep
+from harness.launch.processes import make_private, sweep
 from harness.launch.render import Job, render
 from harness.launch.slurm import WAITS_S, Partition, Slurm, SlurmError
 from harness.launch.validate import GangNeed, Work, check, cpus_per_node, signal_s

@@ -26,7 +26,7 @@ from harness.compiler import PLACE
 from harness.coordinator import guard
 from harness.coordinator.private import environment, without_helpers
 from harness.coordinator.scheduler import Capacity
-from harness.ending import clear_abandoned, kill
+from harness.ending import clear_abandoned, kill, make_claimed
 from harness.errors import GangError, ResourceError, reason_of
 from harness.proc import usable_cpus
 from harness.ray_access import FOLDER, LOOPBACK, TOKEN, joining_tokens, own_token, write_token
@@ -161,7 +161,7 @@ def connected(
             # A short folder: socket paths must stay under 107 bytes. Ray's own lies inside, for it makes that
             # one everybody's.
             clear_abandoned(Path("/tmp"), PREFIX)
-            folder = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
+            folder = str(make_claimed(Path("/tmp"), PREFIX))
             until_the_end.callback(shutil.rmtree, folder, ignore_errors=True)
             write_token(Path(folder) / TOKEN)
             own = {**own_token(Path(folder) / TOKEN), **LOOPBACK, PLACE: f"{folder}/{CODE}"}

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import psutil
 
-from harness.ending import end_below, kill, that_name
+from harness.ending import claim, end_below, kill, namespace, owner_of, that_name
 from harness.proc import start_of
 
-OWNER = "owner"
 LOOK_S, QUIET_LOOKS, TRACES_S = 0.05, 3, 10.0
 """Looks for processes that name a folder: seconds between them, how many must find none, and when to give
 up."""
@@ -121,35 +120,23 @@ def make_private(path: Path) -> None:
     shutil.rmtree(path, ignore_errors=True)
     path.mkdir(mode=0o700, parents=True)
     try:
-        (path / OWNER).write_text(f"{os.getpid()} {start_of(os.getpid())} {_namespace()}")
+        claim(path)
     except OSError:  # nobody would know whose it is
         shutil.rmtree(path, ignore_errors=True)
         raise
 
 
 def _living_owner(path: Path) -> int | None:
-    with contextlib.suppress(OSError, ValueError):
-        pid, started, namespace = (path / OWNER).read_text().split(" ")
-        if namespace == _namespace() and int(pid) != os.getpid() and start_of(int(pid)) == started:
-            return int(pid)
-    return None
-
-
-def _namespace() -> str:
-    """Within one namespace a process id means one process.
-
-    Containers on a node may share its /tmp and not its processes.
-    """
-    with contextlib.suppress(OSError):
-        return os.readlink("/proc/self/ns/pid")
-    return ""
+    pid, started, space = owner_of(path) or (0, "", "")
+    alive = pid and space == namespace() and pid != os.getpid() and start_of(pid) == started
+    return pid if alive else None
 
 
 def sweep(pattern: str, parent: Path) -> None:
     """Remove folders of `make_private` whose process is gone: its machine, or SLURM, left it no time to."""
     for path in parent.glob(pattern):
-        with contextlib.suppress(OSError, ValueError):
-            pid, started, namespace = (path / OWNER).read_text().split(" ")
-            mine = path.stat().st_uid == os.getuid() and namespace == _namespace()
-            if mine and start_of(int(pid)) != started:
-                shutil.rmtree(path, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            if (owner := owner_of(path)) and path.stat().st_uid == os.getuid():
+                pid, started, space = owner
+                if space == namespace() and start_of(pid) != started:
+                    shutil.rmtree(path, ignore_errors=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -18,7 +17,7 @@ from pathlib import Path
 
 import psutil
 
-from harness.ending import clear_abandoned, kill
+from harness.ending import claimed, clear_abandoned, kill
 
 VARIABLES = ("WANDB_CACHE_DIR", "WANDB_DATA_DIR", "WANDB_ARTIFACT_DIR")
 """Where the SDK puts what nobody has asked for; settings and keys are read from where the user has them."""
@@ -37,22 +36,22 @@ def staged(folder: Path | None) -> Iterator[Path]:
     Returns:
         Where everything is staged.
     """
+    prefix = f"{_PREFIX}{socket.gethostname()}@"
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        clear_abandoned(folder, f"{_PREFIX}{socket.gethostname()}@")
-    place = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{socket.gethostname()}@{os.getpid()}-", dir=folder))
-    before = {name: os.environ.get(name) for name in VARIABLES}
-    os.environ |= dict.fromkeys(VARIABLES, str(place))
-    try:
-        yield place
-    finally:
-        _end_service()
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
-        shutil.rmtree(place, ignore_errors=True)
+        clear_abandoned(folder, prefix)
+    with claimed(folder or Path(tempfile.gettempdir()), prefix) as place:
+        before = {name: os.environ.get(name) for name in VARIABLES}
+        os.environ |= dict.fromkeys(VARIABLES, str(place))
+        try:
+            yield place
+        finally:
+            _end_service()
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 def _end_service() -> None:

@@ -15,10 +15,12 @@ from typing import Any, Literal
 
 import psutil
 
-from harness.ending import clear_abandoned, kill
+from harness.ending import claimed, clear_abandoned, kill
 from harness.errors import reason_of
 from harness.imports import is_installed
 
+SCRATCH = "hd-"
+"""How names of temporary folders begin."""
 Severity = Literal["ok", "warning", "failure"]
 REMEDIES: Mapping[str, str] = {
     "slurm": "ask those who run the cluster; `harness run` works without SLURM",
@@ -124,14 +126,14 @@ def above(path: Path) -> Path:
     return next(folder for folder in (path, *path.absolute().parents) if folder.exists())
 
 
-def scratch_prefix() -> str:
-    """How temporary folders of this process begin: where it is killed, the next one knows them by it."""
-    return f"hd-{os.getpid()}-"
+def scratch(parent: Path | None = None) -> contextlib.AbstractContextManager[Path]:
+    """A temporary folder of this process: where it is killed, the next one knows it by its name."""
+    return claimed(parent or Path(tempfile.gettempdir()), SCRATCH)
 
 
 def clear_scratch() -> None:
     """Remove the temporary folders of processes that were killed."""
-    clear_abandoned(Path(tempfile.gettempdir()), "hd-")
+    clear_abandoned(Path(tempfile.gettempdir()), SCRATCH)
 
 
 class ChildError(Exception):

@@ -12,7 +12,6 @@ import resource
 import shutil
 import socket
 import sys
-import tempfile
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -36,7 +35,7 @@ from harness.launch.doctor.checks import (
     passed_over,
     run,
     said_by,
-    scratch_prefix,
+    scratch,
 )
 from harness.launch.node import OBJECT_STORE_BYTES
 from harness.proc import cpu_quota, memory_limit
@@ -310,7 +309,7 @@ def folders() -> list[Check]:
     folder, wrong = ray_folder(os.environ), []
     length, there = judge_folder(folder), above(Path(folder))
     try:
-        with tempfile.TemporaryDirectory(prefix=scratch_prefix(), dir=there) as inner:
+        with scratch(there) as inner:
             if length.severity == "ok":
                 # Not every file system takes a socket.
                 with socket.socket(socket.AF_UNIX) as listener:

@@ -23,9 +23,9 @@ from typing import Any
 
 import psutil
 
-from harness.ending import kill
+from harness.ending import kill, make_claimed
 from harness.launch.doctor import machine, network, services, storage
-from harness.launch.doctor.checks import ChildError, clear_scratch, scratch_prefix, text_of
+from harness.launch.doctor.checks import SCRATCH, ChildError, clear_scratch, text_of
 
 MARK = "@harness-doctor"
 END = "end"
@@ -97,7 +97,7 @@ def main() -> None:
     _say(node, 0, {"value": {"host": socket.gethostname(), "step": step}})
     # torch makes this folder when it is imported, in /tmp where nobody says otherwise.
     clear_scratch()
-    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(prefix=scratch_prefix())
+    folder = os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(make_claimed(Path(tempfile.gettempdir()), SCRATCH))
     for line in sys.stdin:
         request = json.loads(line)
         if node not in request["to"]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-import tempfile
 import time
 import uuid
 from pathlib import Path
@@ -13,16 +12,7 @@ from pathlib import Path
 import psutil
 
 from harness.ending import kill
-from harness.launch.doctor.checks import (
-    Check,
-    ChildError,
-    above,
-    gib,
-    graded,
-    passed_over,
-    said_by,
-    scratch_prefix,
-)
+from harness.launch.doctor.checks import Check, ChildError, above, gib, graded, passed_over, said_by, scratch
 
 DEEPSPEED_LIMIT_S = 120.0
 RAY_LIMIT_S = 120.0
@@ -43,9 +33,9 @@ def deepspeed() -> list[Check]:
     """One step of a small model on one rank, in a child that refuses to compile."""
     if lacks := passed_over("deepspeed", "torch", "deepspeed"):
         return lacks
-    with tempfile.TemporaryDirectory(prefix=scratch_prefix()) as builds:
+    with scratch() as builds:
         limit_s, module = DEEPSPEED_LIMIT_S - 10, "harness.launch.doctor.children"
-        found = said_by(limit_s, module, "step", TORCH_EXTENSIONS_DIR=builds)
+        found = said_by(limit_s, module, "step", TORCH_EXTENSIONS_DIR=str(builds))
     asked = found["compiled"]
     wrong = [] if found["moved"] else ["a step of the optimizer left the weights as they were"]
     wrong += [f"it asks for {', '.join(asked)} to be compiled"] if asked else []

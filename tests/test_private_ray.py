@@ -19,6 +19,7 @@ from conftest import GAUSSIAN, Make, harness
 from processes import wait_for
 
 from harness.coordinator import agent, cluster
+from harness.coordinator import private as private_ray
 
 PRIVATE = """
 import json, os, sys
@@ -191,3 +192,29 @@ def test_auto_takes_no_run_of_somebody_else(monkeypatch: pytest.MonkeyPatch) -> 
     del found[1:]
     with pytest.raises(ValueError, match="none runs on this machine"):
         cluster._only_public_ray()
+
+
+PLACES = """
+import json, os, sys
+from harness.coordinator.cluster import RayPlace, connected
+import ray
+with connected(RayPlace(), lambda reason: None):
+    look = ray.remote(lambda: list(__import__("sys").path))
+    print(json.dumps(ray.get(look.remote(), timeout=60)))
+"""
+
+
+@pytest.mark.ray
+def test_ranks_look_for_modules_where_their_run_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not in the folder of the study besides, as Ray's workers do, where anything may lie."""
+    command = [sys.executable, "-P", "-c", PLACES]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=tmp_path, timeout=120)
+    assert done.returncode == 0, done.stderr
+    places = json.loads(done.stdout)
+    assert places and not {"", str(tmp_path)} & set(places), places
+    monkeypatch.chdir(tmp_path)
+    for here in ("", str(tmp_path)):
+        monkeypatch.setattr(sys, "path", [here, *sys.path])
+        given = private_ray.same_places()._py_driver_sys_path
+        given.extend([str(tmp_path), "/none"])
+        assert list(given) == [str(tmp_path)], "as the process itself"

@@ -24,7 +24,7 @@ from ray._private.services import node_ip_address_from_perspective
 
 from harness.compiler import PLACE
 from harness.coordinator import guard
-from harness.coordinator.private import environment, without_helpers
+from harness.coordinator.private import environment, same_places, without_helpers
 from harness.coordinator.scheduler import Capacity
 from harness.ending import clear_abandoned, kill, make_claimed
 from harness.errors import GangError, ResourceError, reason_of
@@ -173,6 +173,7 @@ def connected(
                     include_dashboard=False,
                     object_store_memory=200_000_000,
                     _temp_dir=f"{folder}/{FOLDER}",
+                    job_config=same_places(),
                     **_COMMON,
                 )
         else:
@@ -196,7 +197,7 @@ def _joined(place: RayPlace, address: str) -> Iterator[None]:
     for token in joining_tokens():
         with environment(**token, **loopback, **tries), _captured_stderr() as said:
             try:
-                ray.init(address=address, **_COMMON)
+                ray.init(address=address, job_config=same_places(), **_COMMON)
             except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
                 reason = str(error)
                 if "InvalidAuthToken" in said():

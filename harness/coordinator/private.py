@@ -6,11 +6,12 @@ import contextlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ray._private import parameter, ray_constants, services
 from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]
+from ray.job_config import JobConfig
 
 from harness.coordinator import agent
 from harness.imports import hidden
@@ -66,6 +67,25 @@ def without_helpers() -> Iterator[None]:
     finally:
         parameter.RayParams, services.start_api_server = every, dashboard
         services.start_ray_process = process
+
+
+class _Places(list[str]):
+    """Folders in which Ray's workers look for modules before all others."""
+
+    def extend(self, places: Iterable[str]) -> None:
+        """Add those in which this process looks, too.
+
+        Ray adds the current folder, where a study may have a `datasets.py` beside it.
+        """
+        own = {os.path.realpath(place) for place in sys.path}
+        super().extend(place for place in places if os.path.realpath(place) in own)
+
+
+def same_places() -> JobConfig:
+    """Have Ray's workers look for modules where this process does, and not in the current folder besides."""
+    config = JobConfig()
+    config._py_driver_sys_path = _Places()
+    return config
 
 
 AGENTS = ("--dashboard_agent_command=", "--runtime_env_agent_command=")

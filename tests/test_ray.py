@@ -230,6 +230,17 @@ def test_a_cell_that_fails_does_not_stop_those_that_share_its_fit(
     assert "max_duplicate_share" in summary.failures[0][1] and len(summary.failures) == 1
 
 
+def test_a_fit_that_fails_is_tried_for_one_of_those_that_share_it(
+    make_config: Make, run_study: Callable[..., Any], tmp_path: Path
+) -> None:
+    rejects_all = [{"kind": "repetition", "n": 1, "max_share": 0.0}]
+    changes = {"filters": rejects_all, "data.block_size": 47}  # a longer text has some word twice
+    config = make_config(TEXT, generations=1, grid={"evaluate.examples": [32, 64]}, **changes)
+    summary, _, lines = run_study(config, tmp_path / "root")
+    assert (summary.chains_complete, summary.chains_failed, summary.generations_computed) == (0, 2, 2), lines
+    assert len(events(tmp_path / "root", "text", "branch_failed")) == 1
+
+
 def test_a_cell_that_shares_a_diverged_fit_diverges_too(
     make_config: Make, run_study: Callable[..., Any], tmp_path: Path
 ) -> None:

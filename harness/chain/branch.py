@@ -125,7 +125,7 @@ class BranchRun:
 
     def _fit(self, node: Node) -> None:
         if node.fit in self.plan.foreign:
-            raise DamagedError(
+            raise LearnerError(
                 f"more examples of generation {node.generation} of another cell's chain are needed than it "
                 "has, and this cell's learner cannot write them: run the command again if something is "
                 "damaged, or relax the filters"

@@ -343,14 +343,16 @@ class Coordinator:
             attempt=attempt,
             again=again,
         )
-        name = chain_of(self.prepared, self.tally.next_of(branch) or branch.nodes[-1])
+        node = self.tally.next_of(branch) or branch.nodes[-1]
+        name = chain_of(self.prepared, node)
         self.display.line(f"{name} failed{', trying again' if again else ''}: {reason}")
         self._refresh_machines()
         if again:
             self.queue.push(branch)
         else:
             self.failed[name] = reason
-            self.queue.give_up(branch)
+            if self.store.has("fits", self.lineage.nodes[node].fit):  # who shares one that fails, fails too
+                self.queue.give_up(branch)
 
     def _lost_machines(self, gang: GangHandle) -> set[str]:
         """The machines of a gang that are gone; any, where it had not come to tell where it is."""

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from harness.errors import DamagedError, StoreError
-from harness.files import read_json
+from harness.files import read_json, reading
 from harness.inventory.judging import fit_facts
 from harness.science import Chain
 from harness.store import Experiment, Store
@@ -137,18 +137,29 @@ class _Others:
             raise StoreError(f"{self.own.parent} cannot be read: {error.strerror or error}") from None
         return any(
             fit in weights_kept(folder)
-            or any(
-                missing_of(self.store, chain, self.store.has) for chain in self._chains(folder).get(fit, ())
-            )
+            or any(self._may_read(chain, fit) for chain in self._chains(folder).get(fit, ()))
             for folder in folders
         )
+
+    def _may_read(self, chain: Sequence[dict[str, Any]], fit: str) -> bool:
+        """Whether what is missing of a chain may read a fit's weights.
+
+        It goes on from the generation before, and is evaluated beside generation 0. So a chain that nobody
+        goes on with holds back these two, and not all that it has come to.
+        """
+        missing = missing_of(self.store, chain, self.store.has)
+        if not missing:
+            return False
+        place = next(at for at, entry in enumerate(chain) if entry["evaluation"] == missing[0]["evaluation"])
+        return fit in {entry["fit"] for entry in (chain[0], *chain[max(0, place - 1) :])}
 
     def _chains(self, folder: Path) -> dict[str, list[list[dict[str, Any]]]]:
         """By fit the generations of the chains that have it; read again when the list has changed."""
         path = folder / "chains.json"
         if not is_there(path):
             return {}
-        changed = path.stat().st_mtime_ns
+        with reading(path):
+            changed = path.stat().st_mtime_ns
         if self._read.get(folder, (0, {}))[0] != changed:
             found: dict[str, list[list[dict[str, Any]]]] = {}
             try:

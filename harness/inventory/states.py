@@ -82,8 +82,10 @@ class Inventory:
         self.prepared, self.store, self.lineage = prepared, store, prepared.lineage
         there = self.lineage.nodes.keys() & store.committed("evaluations")
         self.done = there - self._incomplete(there if asked is None else there & set(asked))
-        last = ends(self.lineage, self.done, asked)
-        self.diverged = {key for key in last if _has_diverged(store.record(key))}
+        last = sorted(ends(self.lineage, self.done, asked))
+        with ThreadPoolExecutor(READERS) as pool:
+            records = dict(zip(last, pool.map(store.record, last), strict=True))
+        self.diverged = {key for key, record in records.items() if _has_diverged(record)}
         self.exists = reachable(self.lineage, self.diverged)
         self.places: Mapping[str, InBundle] = store.bundles.index() if prepared.bundles else {}
 

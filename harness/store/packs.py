@@ -235,17 +235,19 @@ class Packs:
 
     def forget(self, name: str) -> None:
         """Forget what was read of a pack that is gone."""
-        self._known.discard(name)
-        self._checked.pop(name, None)
-        self._column.cache_clear()
-        self._places = {key: place for key, place in self._places.items() if place.pack != name}
+        with self._looking:
+            self._known.discard(name)
+            self._checked.pop(name, None)
+            self._column.cache_clear()
+            self._places = {key: place for key, place in self._places.items() if place.pack != name}
 
     def gone(self, key: str) -> bool:
-        """Whether the pack that an evaluation was in is there no more; it is forgotten then."""
+        """Whether the pack that an evaluation was in is there no more; it is forgotten then, if not yet."""
         place = self._places.get(key)
-        if place is None or (self.folder / place.pack).exists():
+        if place is not None and (self.folder / place.pack).exists():
             return False
-        self.forget(place.pack)
+        if place is not None:
+            self.forget(place.pack)
         return True
 
     def salvaged(self, name: str) -> Iterator[tuple[str, dict[str, bytes]]]:

@@ -100,7 +100,10 @@ def _asks_for_sdpa(code: str) -> bool:
     Sparse attention does: which tokens were selected (DeepSeek-AI 2025, arXiv 2512.02556, section 2.1) is put
     into the mask under the library's own names only, so under another one all tokens would be read.
     """
-    source = inspect.getsource(sys.modules[code])
+    try:
+        source = inspect.getsource(sys.modules[code])
+    except (OSError, TypeError):  # a module without one
+        return False
     return re.search(r"""_attn_implementation\b.{0,60}?["']sdpa["']""", source, re.DOTALL) is not None
 
 

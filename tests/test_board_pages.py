@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import html
 import json
 import os
@@ -358,7 +359,9 @@ def test_a_board_is_served_to_this_machine(site: Path, tmp_path: Path) -> None:
     none = harness("leaderboard", "serve", tmp_path)
     assert none.returncode == 2 and "has no index.html" in none.stderr
     command = [sys.executable, "-m", "harness", "leaderboard", "serve", str(site), "--port", "0"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    heard = functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL)  # in the background it is ignored
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, preexec_fn=heard, **pipes) as process:  # noqa: PLW1509
         try:
             assert process.stdout is not None
             address = process.stdout.readline().strip()

@@ -373,6 +373,19 @@ def test_equal_reasons_of_failures_are_one_line(capsys: pytest.CaptureFixture[st
     assert with_logs("x", []) == "x" and without_logs(with_logs("x", [Path("/a"), Path("/b")])) == "x"
 
 
+def run_of_dying_workers(config: Path, root: Path, monkeypatch: pytest.MonkeyPatch) -> BundleRun:
+    """A run of bundles whose tasks all end as where their worker has died."""
+    prepared, scratch = open_study(config, (), Store.read(root))
+    with scratch:
+        store, experiment = Store.open(root), Experiment(root, "normal")
+        commit_data(prepared, store)
+    experiment.begin({}, [])
+    run = BundleRun(prepared, store, experiment, Mock(), Quiet(), Stop())
+    monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.WorkerCrashedError()))
+    monkeypatch.setattr(run, "_close", Mock())
+    return run
+
+
 @pytest.mark.slow
 def test_chains_of_a_worker_that_died_are_failed(
     make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -380,18 +393,9 @@ def test_chains_of_a_worker_that_died_are_failed(
     """Given up, they were said to be waiting: nothing was written down of them."""
     grid = {"seed": [0, 1]}
     config = make_config(GAUSSIAN, grid=grid, **{"resources.bundled": True, "resources.max_failures": 0})
-    root = tmp_path / "root"
-    prepared, scratch = open_study(config, (), Store.read(root))
-    with scratch:
-        store, experiment = Store.open(root), Experiment(root, "normal")
-        commit_data(prepared, store)
-        experiment.begin({}, [])
-        run = BundleRun(prepared, store, experiment, Mock(), Quiet(), Stop())
-        task = BundleTask(tuple(run.ready))
-        monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.WorkerCrashedError()))
-        monkeypatch.setattr(run, "_close", Mock())
-        run._finish(None, task)
-        states = chain_states(prepared, store)
+    run = run_of_dying_workers(config, tmp_path / "root", monkeypatch)
+    run._finish(None, BundleTask(tuple(run.ready)))
+    states = chain_states(run.prepared, run.store)
     assert [state.state for state in states] == ["failed", "failed"]
     assert {state.detail for state in states} == {*run.failed.values()} and len(run.failed) == 2
     called = [f"chain {state.chain} (seed {state.seed})" for state in states]
@@ -406,22 +410,15 @@ def test_chains_of_a_bundle_fail_as_often_as_their_cells_may(
     rare = {"when": {"regime.synthetic_ratio": 0.5}, "set": {"resources.max_failures": 1}}
     grid = {"regime.synthetic_ratio": [1.0, 0.5]}
     bundled = {"resources.bundled": True, "resources.max_failures": 0}
-    config, root = make_config(GAUSSIAN, grid=grid, overrides=[rare], **bundled), tmp_path / "root"
-    prepared, scratch = open_study(config, (), Store.read(root))
-    with scratch:
-        store, experiment = Store.open(root), Experiment(root, "normal")
-        commit_data(prepared, store)
-        experiment.begin({}, [])
-        run = BundleRun(prepared, store, experiment, Mock(), Quiet(), Stop())
-        monkeypatch.setattr(ray, "get", Mock(side_effect=ray.exceptions.WorkerCrashedError()))
-        monkeypatch.setattr(run, "_close", Mock())
-        once, twice = (chain.key for chain in prepared.bundles)
-        run._finish(None, BundleTask(tuple(run.ready)))
-        assert list(run.failed) == [once]
-        (again,) = run.again
-        assert [chain.key for chain in again.chains] == [twice] and again.attempt == 2
-        run._finish(None, again)
-        assert list(run.failed) == [once, twice] and len(run.again) == 1
+    config = make_config(GAUSSIAN, grid=grid, overrides=[rare], **bundled)
+    run = run_of_dying_workers(config, tmp_path / "root", monkeypatch)
+    once, twice = (chain.key for chain in run.prepared.bundles)
+    run._finish(None, BundleTask(tuple(run.ready)))
+    assert list(run.failed) == [once]
+    (again,) = run.again
+    assert [chain.key for chain in again.chains] == [twice] and again.attempt == 2
+    run._finish(None, again)
+    assert list(run.failed) == [once, twice] and len(run.again) == 1
 
 
 def test_a_watched_status_ends_when_nothing_is_left(make_config: Make, tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from harness.config.population import MEMBER, MEMBERS_SHARE, Membership, members
 from harness.config.replaced import check_replaced
 from harness.config.schema import Config, LanguageModel, Override
 from harness.config.size import MAX_CELLS, MAX_CHAINS, check_axes, check_generations
-from harness.config.source import AXES, Source, get, with_values, within
+from harness.config.source import Source, get, with_values, within
 from harness.errors import ConfigError
 from harness.terminal import nearest, shown
 
@@ -213,10 +213,10 @@ def point_of(source: Source, number: int) -> Point:
 def _parts(source: Source) -> Parts:
     """What all cells share, the axes, the overrides and the mitigations."""
     data = dict(source.data)
-    grid = data.pop("grid", None)
+    data.pop("grid", None)
     overrides = _overrides(source, data.pop("overrides", None))
     mitigations = take_mitigations(source, data, partial(_check_setting, source))
-    axes = take_axis(source, data, _axes(source, grid), mitigations)
+    axes = take_axis(source, data, _axes(source), mitigations)
     check_axes(source, axes)
     return Parts(data, axes, overrides, mitigations)
 
@@ -296,13 +296,9 @@ def _value(source: Source, raw: Mapping[str, Any], name: str) -> Any:
         return None
 
 
-def _axes(source: Source, grid: Any) -> dict[str, Sequence[Any]]:
+def _axes(source: Source) -> dict[str, Sequence[Any]]:
     """The axes with their values, checked against each other."""
-    if grid is None:
-        return {}
-    if not isinstance(grid, Mapping):
-        raise source.error("grid", f"found {shown(grid)}, {AXES}")
-    axes = {str(name): _axis_values(source, str(name), values) for name, values in grid.items()}
+    axes = {str(name): _axis_values(source, str(name), values) for name, values in source.grid().items()}
     for name in axes:
         if name == AXIS:
             continue

@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from harness.config.track import Entered
 
 _MISSING = object()
-AXES = "expected fields with lists of values"
-"""What a grid has to be."""
 SETTINGS = {"mitigations": "", "population.members": "set"}
 """Sections of names whose settings are dotted fields, each of them one name in the file, and the field of a
 name that holds them; empty where the name does."""
@@ -92,6 +90,19 @@ class Source:
         parts = name.split(".")
         above = {".".join(parts[:length]) for length in range(1, len(parts) + 1)}
         return not self.set_paths.isdisjoint(above | {f"grid.{part}" for part in above})
+
+    def grid(self) -> Mapping[str, Any]:
+        """The axes, as they are given; none where there is no grid.
+
+        Raises:
+            ConfigError: It is none.
+        """
+        found = self.data.get("grid")
+        if found is None:
+            return {}
+        if not isinstance(found, Mapping):
+            raise self.error("grid", f"found {shown(found)}, expected fields with lists of values")
+        return found
 
     def error(self, path: str, message: str) -> ConfigError:
         """A `ConfigError` with one problem."""
@@ -171,14 +182,11 @@ def _assign(source: Source, dotted: str, value: Any) -> str:
     """
     data = source.data
     if dotted.startswith("grid."):
-        grid, axis = data.get("grid"), dotted.removeprefix("grid.")
-        grid = {} if grid is None else grid
-        if not isinstance(grid, dict):
-            raise source.error("grid", f"found {shown(grid)}, {AXES}")
+        axes, axis = source.grid(), dotted.removeprefix("grid.")
         whole, _, part = axis.rpartition(".")
-        if part in ("from", "count") and isinstance(grid.get(whole), dict):
-            axis, value = whole, {**grid[whole], part: value}
-        data["grid"] = {**grid, axis: value}
+        if part in ("from", "count") and isinstance(axes.get(whole), dict):
+            axis, value = whole, {**axes[whole], part: value}
+        data["grid"] = {**axes, axis: value}
         return f"grid.{axis}"
     grid = data.get("grid")
     if isinstance(grid, dict):

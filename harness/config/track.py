@@ -20,7 +20,7 @@ from harness.config.messages import message_in
 from harness.config.mitigations import AXIS, SECTION
 from harness.config.schema import Filter, science
 from harness.config.shipped import tracks
-from harness.config.source import AXES, Source, read_source
+from harness.config.source import Source, read_source
 from harness.errors import ConfigError
 from harness.section import PositiveInt, Section, Share, since
 from harness.terminal import nearest, shown
@@ -300,10 +300,7 @@ def in_track(source: Source, folder: Path) -> Source:
         if field not in (*OWN, "track"):
             opened = ", ".join(track.open)
             raise source.error(field, f"is fixed by the track {track.track}; mitigations may set {opened}")
-    grid = source.data.get("grid")
-    grid = {} if grid is None else grid
-    if not isinstance(grid, Mapping):
-        raise source.error("grid", f"found {shown(grid)}, {AXES}")
+    grid = source.grid()
     for axis in grid:
         if axis not in ("seed", AXIS):
             raise source.error(f"grid.{axis}", f"is no axis of a track; allowed: seed, {AXIS}")

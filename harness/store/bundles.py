@@ -12,6 +12,7 @@ import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -96,11 +97,14 @@ class Bundles:
         """As `index`, of the bundles that have come since the last call."""
         names = set(self.names()) - self._told
         self._told |= names
-        return self._places(sorted(names))
+        return self._places(names)
 
     def _places(self, names: Iterable[str]) -> dict[str, InBundle]:
         found: dict[str, InBundle] = {}
-        for (_, chains), name in sorted(((self._about(name), name) for name in names), key=_age):
+        known = [(*self._about(name), name) for name in names]
+        for _, chains, name in sorted(
+            known, key=itemgetter(0, 2)
+        ):  # the first that was finished before others
             for key, generations in chains.items():
                 if key not in found or found[key].generations < generations:
                     found[key] = InBundle(self.folder / name, generations)
@@ -211,11 +215,6 @@ def taken(columns: dict[str, pa.ChunkedArray], places: npt.NDArray[np.integer[An
         columns[name] = columns[name].combine_chunks().take(places)
         pa.default_memory_pool().release_unused()  # else as much stays as a large table takes
     return columns
-
-
-def _age(one: tuple[tuple[str, dict[str, int]], str]) -> tuple[str, str]:
-    (finished, _), name = one
-    return finished, name
 
 
 def _hash(path: Path) -> str:

@@ -164,9 +164,9 @@ class _Others:
             found: dict[str, list[list[dict[str, Any]]]] = {}
             try:
                 for chain in read_json(path):
-                    for entry in (
-                        [] if folder == self.own and chain["chain"] in self.mine else chain["generations"]
-                    ):
+                    if folder == self.own and chain["chain"] in self.mine:
+                        continue
+                    for entry in chain["generations"]:
                         found.setdefault(entry["fit"], []).append(chain["generations"])
             except (KeyError, TypeError) as error:
                 raise DamagedError(f"{path} is no list of chains ({type(error).__name__}: {error})") from None
